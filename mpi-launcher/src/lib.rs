@@ -1,0 +1,1 @@
+//! corebox: see docs/design/house.md.

@@ -1,0 +1,99 @@
+//! What was asked of one container: [`ContainerSpec`].
+
+use crate::IdSet;
+use serde::{Deserialize, Serialize};
+
+/// How the image becomes a root directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootfsMode {
+    /// Kernel mount where we may, else FUSE.
+    #[default]
+    Auto,
+    /// The kernel's squashfs (needs root).
+    Kernel,
+    /// squashfuse inside the container's user namespace.
+    Fuse,
+}
+
+/// Network of the container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetMode {
+    /// The host's network namespace: native speed, default.
+    #[default]
+    Host,
+    /// An own network namespace with only a loopback interface, up.
+    None,
+}
+
+/// A bind asked for with `-v SRC:DST[:ro]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Path on the host, absolute.
+    pub source: String,
+    /// Path in the container, absolute.
+    pub target: String,
+    /// Read-only, recursively.
+    pub read_only: bool,
+}
+
+/// A tmpfs asked for with `--tmpfs DST[:SIZE]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Path in the container, absolute.
+    pub target: String,
+    /// Size limit in bytes.
+    pub size: Option<u64>,
+}
+
+/// Limits enforced by cgroup; each is refused where no cgroup may be created.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPUs the container may use.
+    pub cpus: Option<IdSet>,
+    /// Memory in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What was asked: one container on one node. What was *decided* is `runtime::ContainerPlan`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Name for messages and cgroups.
+    pub name: String,
+    /// Map the caller to uid 0 and gid 0 inside instead of keeping the own ids.
+    pub as_root: bool,
+    /// How the image is mounted.
+    pub rootfs: RootfsMode,
+    /// A writable tmpfs over the image; the inner option is its size cap in bytes.
+    pub writable: Option<Option<u64>>,
+    /// Network.
+    pub net: NetMode,
+    /// Host name inside; `None`: the host's.
+    pub hostname: Option<String>,
+    /// Size of /dev/shm in bytes; `None`: half of the memory, as the kernel's default.
+    pub shm_size: Option<u64>,
+    /// Binds.
+    pub binds: Vec<Bind>,
+    /// Further tmpfs mounts.
+    pub tmpfs: Vec<Tmpfs>,
+    /// The caller's directory, bound at the same path; `None`: not wanted, or there is nothing sensible to bind.
+    pub cwd_bind: Option<String>,
+    /// Variables asked for: `NAME=value`, or `NAME` to take the caller's value.
+    pub env: Vec<String>,
+    /// Variables of the caller that pass the allow-list and those named in `env`, as `NAME=value`.
+    pub caller_env: Vec<String>,
+    /// Limits.
+    pub limits: Limits,
+    /// Expose RDMA devices where the host has them.
+    pub rdma: bool,
+}

@@ -1,0 +1,50 @@
+//! File operations whose error names the path.
+#![allow(clippy::disallowed_methods)] // this is the room that the lint points to
+
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Reads a whole file.
+///
+/// # Errors
+/// What open(2) or read(2) say.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    std::fs::read(path).map_err(|e| Error::io("read", path.display(), &e))
+}
+
+/// Reads a whole file that must be UTF-8 (else EILSEQ).
+///
+/// # Errors
+/// What open(2) or read(2) say, or EILSEQ.
+pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    String::from_utf8(read(path)?).map_err(|_| Error::new("read", path.display(), nix::errno::Errno::EILSEQ))
+}
+
+/// Writes a whole file, creating or truncating it.
+///
+/// # Errors
+/// What open(2) or write(2) say.
+pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
+    let path = path.as_ref();
+    std::fs::write(path, bytes).map_err(|e| Error::io("write", path.display(), &e))
+}
+
+/// Creates a directory and its parents.
+///
+/// # Errors
+/// What mkdir(2) says.
+pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    std::fs::create_dir_all(path).map_err(|e| Error::io("mkdir", path.display(), &e))
+}
+
+/// Renames a file, replacing the target.
+///
+/// # Errors
+/// What rename(2) says.
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    std::fs::rename(from, to).map_err(|e| Error::io("rename", format_args!("{} to {}", from.display(), to.display()), &e))
+}

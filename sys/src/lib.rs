@@ -1,0 +1,9 @@
+//! Every unsafe kernel call of corebox, each as a safe function whose error names call, object and errno.
+//!
+//! Safe wrappers that `nix` already has are used directly where their error is given an object; what nix lacks
+//! (the fd-based mount API, clone3, memory policy, …) is here, one call per `unsafe` block.
+
+mod error;
+pub mod fs;
+
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! corebox: see docs/design/house.md.
+fn main() {}
