@@ -137,6 +137,8 @@ pub struct JobSpec {
     pub timeout: Option<Duration>,
     /// Between SIGTERM and SIGKILL at the end of a failed job.
     pub grace: Duration,
+    /// How long an agent may take until it answers.
+    pub start_timeout: Duration,
     /// Wire-up.
     pub pmi: PmiChoice,
     /// The MPI in the image to wire up when it holds several.

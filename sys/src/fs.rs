@@ -48,3 +48,22 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
     std::fs::rename(from, to).map_err(|e| Error::io("rename", format_args!("{} to {}", from.display(), to.display()), &e))
 }
+
+/// The names in a directory, sorted; a directory that is not there has none.
+///
+/// # Errors
+/// What open(2) or getdents(2) say, ENOENT excepted.
+pub fn list(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    let path = path.as_ref();
+    let entries = match std::fs::read_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| Error::io("list", path.display(), &e))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("list", path.display(), &e))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
