@@ -46,7 +46,8 @@ pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
 /// What rename(2) says.
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    std::fs::rename(from, to).map_err(|e| Error::io("rename", format_args!("{} to {}", from.display(), to.display()), &e))
+    std::fs::rename(from, to)
+        .map_err(|e| Error::io("rename", format_args!("{} to {}", from.display(), to.display()), &e))
 }
 
 /// The names in a directory, sorted; a directory that is not there has none.

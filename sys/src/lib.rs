@@ -3,7 +3,16 @@
 //! Safe wrappers that `nix` already has are used directly where their error is given an object; what nix lacks
 //! (the fd-based mount API, clone3, memory policy, …) is here, one call per `unsafe` block.
 
+pub mod affinity;
+pub mod control;
 mod error;
+pub mod fd;
 pub mod fs;
+pub mod loopdev;
+pub mod mount;
+pub mod process;
+pub mod signal;
+pub mod user;
 
 pub use error::{Error, Result};
+pub use nix::errno::Errno;

@@ -1,0 +1,260 @@
+//! The file-descriptor based mount API (fsopen(2), open_tree(2), move_mount(2), mount_setattr(2)), openat2(2) and
+//! pivot_root(2).
+
+use crate::{Error, Result};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Mount attributes as mount_setattr(2) knows them.
+pub mod attr {
+    /// No writing.
+    pub const RDONLY: u64 = 0x1;
+    /// Set-user-id bits and file capabilities are ignored.
+    pub const NOSUID: u64 = 0x2;
+    /// Device nodes do not work.
+    pub const NODEV: u64 = 0x4;
+    /// No program is executed.
+    pub const NOEXEC: u64 = 0x8;
+}
+
+const FSCONFIG_SET_FLAG: u32 = 0;
+const FSCONFIG_SET_STRING: u32 = 1;
+const FSCONFIG_CMD_CREATE: u32 = 6;
+const FSOPEN_CLOEXEC: u32 = 1;
+const FSMOUNT_CLOEXEC: u32 = 1;
+const OPEN_TREE_CLONE: u32 = 1;
+const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+const AT_RECURSIVE: u32 = 0x8000;
+const AT_EMPTY_PATH: u32 = 0x1000;
+const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
+const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
+
+/// `text` as a C string; a NUL inside is EINVAL, as the kernel could never have seen such a name.
+pub(crate) fn c_string(call: &'static str, text: &[u8]) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::new(call, String::from_utf8_lossy(text), Errno::EINVAL))
+}
+
+fn c_path(call: &'static str, path: &Path) -> Result<CString> {
+    c_string(call, path.as_os_str().as_bytes())
+}
+
+/// What a system call returned, as a descriptor that is ours.
+pub(crate) fn owned(call: &'static str, object: impl std::fmt::Display, returned: libc::c_long) -> Result<OwnedFd> {
+    if returned < 0 {
+        return Err(Error::last(call, object));
+    }
+    // SAFETY: the kernel just returned this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(returned as RawFd) })
+}
+
+/// A file system being configured (fsopen(2)), before it is mounted anywhere.
+#[derive(Debug)]
+pub struct FsContext {
+    fd: OwnedFd,
+    kind: &'static str,
+}
+
+impl FsContext {
+    /// Opens a context for a file system type such as `tmpfs`.
+    ///
+    /// # Errors
+    /// What fsopen(2) says: ENODEV when the kernel lacks the type, EPERM without CAP_SYS_ADMIN in our user namespace.
+    pub fn open(kind: &'static str) -> Result<Self> {
+        let name = c_string("fsopen", kind.as_bytes())?;
+        // SAFETY: a NUL-terminated name and flags; nothing is written to our memory.
+        let fd = unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) };
+        Ok(Self { fd: owned("fsopen", kind, fd)?, kind })
+    }
+
+    fn config(&self, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> Result<()> {
+        let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
+        let (fd, key_at, value_at) = (self.fd.as_raw_fd(), pointer(key), pointer(value));
+        // SAFETY: both pointers are null or NUL-terminated texts that outlive the call.
+        let result = unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key_at, value_at, 0) };
+        if result == 0 {
+            return Ok(());
+        }
+        let errno = Errno::last();
+        let mut object = self.kind.to_owned();
+        for text in [key, value].into_iter().flatten() {
+            object.push(' ');
+            object.push_str(&text.to_string_lossy());
+        }
+        Err(Error::new("configure file system", format!("{object}{}", self.kernel_words()), errno))
+    }
+
+    /// What the kernel wrote into the context's log, as ` [text]`; empty when it wrote nothing (fsopen(2)).
+    fn kernel_words(&self) -> String {
+        let mut text = String::new();
+        let mut line = [0u8; 512];
+        while let Ok(length) = nix::unistd::read(&self.fd, &mut line) {
+            if length == 0 {
+                break;
+            }
+            text.push_str(&format!(" [{}]", String::from_utf8_lossy(&line[..length]).trim()));
+        }
+        text
+    }
+
+    /// Sets `key=value`.
+    ///
+    /// # Errors
+    /// What fsconfig(2) says, with the kernel's own words about it.
+    pub fn set(&self, key: &str, value: impl AsRef<[u8]>) -> Result<&Self> {
+        let (key, value) = (c_string("fsconfig", key.as_bytes())?, c_string("fsconfig", value.as_ref())?);
+        self.config(FSCONFIG_SET_STRING, Some(&key), Some(&value))?;
+        Ok(self)
+    }
+
+    /// Sets an option without a value, such as `ro`.
+    ///
+    /// # Errors
+    /// As [`FsContext::set`].
+    pub fn flag(&self, key: &str) -> Result<&Self> {
+        self.config(FSCONFIG_SET_FLAG, Some(&c_string("fsconfig", key.as_bytes())?), None)?;
+        Ok(self)
+    }
+
+    /// Creates the file system and returns a detached mount of it with these [`attr`]ibutes.
+    ///
+    /// # Errors
+    /// What fsconfig(2) and fsmount(2) say, with the kernel's own words about it.
+    pub fn mount(self, attributes: u64) -> Result<OwnedFd> {
+        self.config(FSCONFIG_CMD_CREATE, None, None)?;
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: descriptor and flags only.
+        let mount = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes as u32) };
+        owned("fsmount", self.kind, mount)
+    }
+}
+
+/// A detached copy of the mount(s) at `path`, to be attached elsewhere with [`attach`]: a bind.
+///
+/// # Errors
+/// What open_tree(2) says; EINVAL when the path lies in another mount namespace.
+pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let text = c_path("open_tree", path)?;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: a NUL-terminated path and flags.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, text.as_ptr(), flags) };
+    owned("clone the mount at", path.display(), fd)
+}
+
+/// As [`clone_tree`], of an open file instead of a path.
+///
+/// # Errors
+/// What open_tree(2) says.
+pub fn clone_fd(fd: BorrowedFd<'_>, object: impl std::fmt::Display) -> Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH;
+    // SAFETY: a descriptor, an empty NUL-terminated path and flags.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, fd.as_raw_fd(), c"".as_ptr(), flags) };
+    owned("clone the mount at", object, tree)
+}
+
+/// Attaches a detached mount on the file or directory that `target` is open on (move_mount(2)).
+///
+/// # Errors
+/// What move_mount(2) says; `object` names the target in the message.
+pub fn attach(mount: impl AsFd, target: impl AsFd, object: impl std::fmt::Display) -> Result<()> {
+    let (from, to) = (mount.as_fd().as_raw_fd(), target.as_fd().as_raw_fd());
+    let (empty, flags) = (c"".as_ptr(), MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    // SAFETY: two descriptors, two empty NUL-terminated paths and flags.
+    let result = unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) };
+    if result == 0 { Ok(()) } else { Err(Error::last("attach a mount on", object)) }
+}
+
+/// Sets mount attributes (see [`attr`]) of a mount, with everything below it if `recursive`.
+///
+/// # Errors
+/// What mount_setattr(2) says: EPERM for clearing an attribute that another user namespace has locked, ENOSYS before
+/// kernel 5.12.
+pub fn set_attributes(
+    mount: impl AsFd,
+    attributes: u64,
+    recursive: bool,
+    object: impl std::fmt::Display,
+) -> Result<()> {
+    // SAFETY: an all-zero mount_attr is valid.
+    let mut set: libc::mount_attr = unsafe { std::mem::zeroed() };
+    set.attr_set = attributes;
+    let fd = mount.as_fd().as_raw_fd();
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let size = size_of::<libc::mount_attr>();
+    // SAFETY: descriptor, empty path, and a mount_attr of the size told.
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const set, size) };
+    if result == 0 { Ok(()) } else { Err(Error::last("set mount attributes of", object)) }
+}
+
+/// Opens `path` (O_PATH) below `root` as if `root` were `/`: symbolic links and `..` cannot leave it, and no magic
+/// link of /proc is followed (openat2(2), RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).
+///
+/// # Errors
+/// What openat2(2) says; ENOENT when it does not exist.
+pub fn open_in_root(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    open_beneath(root, path, libc::O_PATH | libc::O_CLOEXEC)
+}
+
+/// As [`open_in_root`], opened for reading (for files of the image).
+///
+/// # Errors
+/// What openat2(2) says.
+pub fn open_in_root_for_reading(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    // O_NONBLOCK: the image may hold a FIFO under any name, and opening it must not hang.
+    open_beneath(root, path, libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY)
+}
+
+fn open_beneath(root: impl AsFd, path: &Path, flags: i32) -> Result<OwnedFd> {
+    let text = c_path("openat2", path)?;
+    // SAFETY: an all-zero open_how is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags as u64;
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    let (fd, size) = (root.as_fd().as_raw_fd(), size_of::<libc::open_how>());
+    loop {
+        // SAFETY: descriptor, NUL-terminated path, and an open_how of the size told.
+        let result = unsafe { libc::syscall(libc::SYS_openat2, fd, text.as_ptr(), &raw const how, size) };
+        // EAGAIN: a rename somewhere raced with the resolution of `..`; the manual says try again.
+        if result >= 0 || Errno::last() != Errno::EAGAIN {
+            return owned("open in the container", path.display(), result);
+        }
+    }
+}
+
+/// Makes every mount of this mount namespace private: nothing we mount reaches the host, nor the reverse.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn make_private() -> Result<()> {
+    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|e| Error::new("make private the mounts below", "/", e))
+}
+
+/// Mounts FUSE with an open `/dev/fuse` on a directory; the server must serve that descriptor.
+///
+/// The kernel takes the descriptor only from a process of the user namespace that opened it (fs/fuse/inode.c).
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount_fuse(device: BorrowedFd<'_>, target: &Path, uid: u32, gid: u32) -> Result<()> {
+    let data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    nix::mount::mount(Some("squashfuse"), target, Some("fuse.squashfuse"), flags, Some(data.as_str()))
+        .map_err(|e| Error::new("mount fuse on", target.display(), e))
+}
+
+/// Makes the directory open as `root` the root directory of the mount namespace and detaches the old one
+/// (pivot_root(2), the `pivot_root(".", ".")` idiom of its manual page).
+///
+/// # Errors
+/// What fchdir(2), pivot_root(2) or umount2(2) say.
+pub fn pivot_root(root: impl AsFd) -> Result<()> {
+    nix::unistd::fchdir(root).map_err(|e| Error::new("change into", "the new root", e))?;
+    nix::unistd::pivot_root(".", ".").map_err(|e| Error::new("pivot_root into", "the new root", e))?;
+    // Both roots are stacked on "/" now and "." is the old one's place: detaching "." removes the old.
+    nix::mount::umount2(".", MntFlags::MNT_DETACH).map_err(|e| Error::new("detach", "the old root", e))?;
+    nix::unistd::chdir("/").map_err(|e| Error::new("change into", "/", e))
+}
