@@ -94,8 +94,10 @@ mod tests {
         ]);
         let devices = inventory(&root).unwrap();
         let seen: Vec<_> = devices.iter().map(|d| (d.name.as_str(), d.uverbs.as_deref(), d.numa)).collect();
-        let expected =
-            [("mlx5_0", Some("/dev/infiniband/uverbs1"), Some(0)), ("mlx5_1", Some("/dev/infiniband/uverbs0"), Some(1))];
+        let expected = [
+            ("mlx5_0", Some("/dev/infiniband/uverbs1"), Some(0)),
+            ("mlx5_1", Some("/dev/infiniband/uverbs0"), Some(1)),
+        ];
         assert_eq!(seen, expected);
         let edits = edits(&devices);
         assert!(edits.raise_memlock && edits.mounts.iter().all(|mount| mount.devices));

@@ -1,0 +1,144 @@
+//! The agent: one per node and job. It owns the node's container, its ranks' wire-up and their output.
+
+mod attend;
+mod core_file;
+mod link;
+mod pipes;
+mod pmi1;
+mod pmix;
+mod ranks;
+mod wireup;
+
+use crate::protocol::{Frame, FromAgent, Hello, NodeFacts, NodePlan, Pmi, ToAgent};
+use crate::wire::exchange::{ARITY, Config, Exchange, Secret, Timing};
+use crate::wire::{JobShape, pmix::library::Library};
+use corebox_host::Host;
+use corebox_images::{Image, Store};
+use corebox_runtime::Container;
+use corebox_spec::{Failure, exit};
+use link::{LauncherGone, LauncherLink};
+use ranks::Ranks;
+use wireup::WireUp;
+
+/// Why an agent ends early.
+enum End {
+    /// Nobody is left to tell.
+    LauncherGone,
+    /// To be told to the launcher.
+    Failed(Box<Failure>),
+}
+
+impl From<LauncherGone> for End {
+    fn from(_: LauncherGone) -> Self {
+        Self::LauncherGone
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(Box::new(failure))
+    }
+}
+
+/// Serves one job on this node over standard input and output; returns the exit code.
+///
+/// Call it in a process with one thread: the container's init is forked from it.
+pub fn run() -> u8 {
+    let Ok(mut link) = LauncherLink::open() else { return exit::COREBOX };
+    match serve(&mut link) {
+        Ok(()) => 0,
+        Err(End::LauncherGone) => exit::COREBOX,
+        Err(End::Failed(failure)) => {
+            link.send(&FromAgent::Failed(*failure));
+            let _ = link.drain(); // the launcher may be gone, too
+            exit::COREBOX
+        }
+    }
+}
+
+fn serve(link: &mut LauncherLink) -> Result<(), End> {
+    let hello = greeted(link)?;
+    let node = Node::look(hello)?;
+    link.send(&FromAgent::Facts(Box::new(node.facts.clone())));
+    let Some(plan) = planned(link)? else { return Ok(()) };
+    let shape = node.shape(&plan)?;
+    let mut wire = WireUp::open(&node.hello, &shape, node.libpmix)?;
+    let mut ranks = Ranks::open(&plan)?;
+    let mut container = ranks.contain(&plan, &node.image, &node.facts.host, &wire)?;
+    // threads may start from here on
+    let mut exchange = node.exchange;
+    exchange.start(plan.tree.map(|tree| tree.parent).unwrap_or_default()).map_err(|e| starting("connecting the agents", "exchange", e))?;
+    wire.start(&ranks.locals(), &plan.nodes, container.user())?;
+    container.wait_ready()?;
+    ranks.start(&mut container, &mut wire)?;
+    attend::attend(link, &mut ranks, &mut container, &mut wire, &mut exchange)
+}
+
+fn starting(doing: &str, step: &str, cause: impl std::fmt::Display) -> Failure {
+    Failure::new("cannot start the ranks", cause).during(doing, step)
+}
+
+fn greeted(link: &mut LauncherLink) -> Result<Hello, End> {
+    loop {
+        match link.wait_frame()? {
+            Frame::Message(ToAgent::Hello(hello)) => return Ok(hello),
+            Frame::Message(ToAgent::Finish) => return Err(End::LauncherGone),
+            _ => {}
+        }
+    }
+}
+
+/// The plan, or nothing when the launcher needs us no more.
+fn planned(link: &mut LauncherLink) -> Result<Option<NodePlan>, End> {
+    loop {
+        match link.wait_frame()? {
+            Frame::Message(ToAgent::Plan(plan)) => return Ok(Some(*plan)),
+            Frame::Message(ToAgent::Finish | ToAgent::Kill | ToAgent::Stop { .. }) => return Ok(None),
+            Frame::Message(ToAgent::Ping) => link.send(&FromAgent::Pong),
+            _ => {}
+        }
+    }
+}
+
+/// This node before the plan.
+struct Node {
+    hello: Hello,
+    facts: NodeFacts,
+    image: Image,
+    exchange: Exchange,
+    libpmix: Option<Library>,
+}
+
+impl Node {
+    /// Looks at the machine, finds the image, loads libpmix, opens the exchange: everything that can be refused.
+    fn look(hello: Hello) -> Result<Self, Failure> {
+        let host = Host::this().map_err(|e| Failure::new("cannot read what this node is", e))?;
+        let store = match &hello.store {
+            Some(path) => Store::at(path)?,
+            None => Store::open()?,
+        };
+        let image = store.find(&hello.image)?;
+        let libpmix = (hello.pmi == Pmi::Pmix).then(Library::find).transpose()?;
+        let exchange = Exchange::new(Config {
+            job: hello.job.clone(),
+            secret: Secret::from_bytes(hello.secret),
+            node: hello.index,
+            nodes: hello.nodes,
+            arity: ARITY,
+            timing: Timing::default(),
+        })
+        .map_err(|e| starting("listening for the other agents", "exchange", e))?;
+        let addresses = exchange.addresses().map_err(|e| starting("listing addresses", "exchange", e))?;
+        Ok(Self { facts: NodeFacts { host, addresses }, hello, image, exchange, libpmix })
+    }
+
+    fn shape(&self, plan: &NodePlan) -> Result<JobShape, Failure> {
+        JobShape::new(&self.hello.job, self.hello.index, plan.layout.clone(), plan.apps.clone(), plan.universe)
+            .map_err(|e| starting("reading the plan", "plan", e))
+    }
+}
+
+/// Ends what is left of a container, whatever state it is in.
+fn end(container: &mut Container) {
+    container.kill();
+}
