@@ -1,1 +1,31 @@
-//! corebox: see docs/design/house.md.
+//! Images: from a directory, an archive or a recipe to one immutable squashfs file in a content-addressed store.
+//!
+//! ```text
+//! bootstrap ─ mmdebstrap ─┐ (pipe)
+//! import ─ source ─ layers ┼─ tree ─ flatten ─ squash (mksquashfs) ─ store
+//!                          └──────── inspect (while it streams)
+//! ```
+//!
+//! [`Store::find`] gives what the runtime needs: the file's path and the facts found when it was made.
+#![forbid(unsafe_code)]
+
+mod directory;
+mod entry;
+mod flatten;
+mod import;
+mod inspect;
+mod layer;
+pub mod mount;
+mod oci;
+mod reference;
+mod source;
+mod squash;
+mod staging;
+mod store;
+mod tar_reader;
+mod tar_sparse;
+mod tree;
+
+pub use import::{ImportRequest, import};
+pub use reference::{ImageName, Reference, ReferenceError};
+pub use store::{Image, Listing, SITE_STORE, STORE_VARIABLE, Store};

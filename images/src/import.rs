@@ -1,0 +1,177 @@
+//! `corebox image import`: a source becomes one file in the store.
+
+use crate::directory::{Owners, flatten_directory};
+use crate::flatten::{FlattenError, flatten_layers, flatten_stream};
+use crate::inspect::Findings;
+use crate::layer::hex;
+use crate::reference::ImageName;
+use crate::source::{Source, SourceError};
+use crate::squash::{self, Settings, SquashError};
+use crate::staging::Staging;
+use crate::store::{Image, Store};
+use corebox_spec::{Failure, ImageConfig, ImageFacts};
+use corebox_sys::Error;
+use nix::errno::Errno;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// More compressor threads than this bring nothing for the streams we write, and login nodes are shared.
+const MAX_PROCESSORS: usize = 16;
+
+/// What to import.
+#[derive(Clone, Debug)]
+pub struct ImportRequest {
+    /// `name[:tag]` it gets.
+    pub name: String,
+    /// A root directory, a tar of one (plain, gzip or zstd), an OCI layout directory or an OCI archive.
+    pub source: PathBuf,
+    /// Record the calling user's own files as owned by that user, not by root. (Always so for root.)
+    pub keep_owner: bool,
+}
+
+/// Imports a source. `progress` is told how many bytes of content were added, as they pass.
+///
+/// # Errors
+/// A bad name or source, a missing or too old mksquashfs, hostile or damaged input, a full disk: nothing of it is in
+/// the store then.
+pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) -> Result<Image, Failure> {
+    let goal = format!("cannot import {} as `{}`", request.source.display(), request.name);
+    let name = ImageName::parse(&request.name).map_err(|error| Failure::new(&goal, error))?;
+    let settings = settings(&goal)?;
+    let source = Source::open(&request.source).map_err(|error| refused(&goal, &error))?;
+    let file = store.stage().map_err(|error| store_failure(&goal, store, &error))?;
+    let (findings, config) = match &source {
+        Source::Directory(root) => {
+            let owners = owners(request.keep_owner);
+            (flatten_directory(root, owners, file.path(), settings, progress), ImageConfig::default())
+        }
+        Source::Tar(layer) => {
+            (flatten_layers(std::slice::from_ref(layer), file.path(), settings, progress), ImageConfig::default())
+        }
+        Source::Oci(image) => (flatten_layers(&image.layers, file.path(), settings, progress), image.config.clone()),
+    };
+    let findings = findings.map_err(|error| flatten_failure(&goal, &error))?;
+    let said = request.source.to_string_lossy().into_owned();
+    finish(store, &goal, &name, file, findings, config, said)
+}
+
+/// Imports one archive from a pipe; `complete` says, after its end, whether its writer succeeded.
+pub(crate) fn import_stream(
+    store: &Store,
+    goal: &str,
+    name: &ImageName,
+    said: String,
+    stream: impl Read,
+    progress: &dyn Fn(u64),
+    complete: impl FnOnce(Result<(), FlattenError>) -> Result<(), Failure>,
+) -> Result<Image, Failure> {
+    let settings = settings(goal)?;
+    let file = store.stage().map_err(|error| store_failure(goal, store, &error))?;
+    match flatten_stream(stream, file.path(), settings, progress) {
+        Ok(findings) => {
+            complete(Ok(()))?;
+            finish(store, goal, name, file, findings, ImageConfig::default(), said)
+        }
+        Err(error) => {
+            let failure = flatten_failure(goal, &error);
+            // if the writer failed, its reason is the better one
+            complete(Err(error))?;
+            Err(failure)
+        }
+    }
+}
+
+/// Checks mksquashfs and the environment.
+pub(crate) fn settings(goal: &str) -> Result<Settings, Failure> {
+    squash::check_program().map_err(|error| flatten_failure(goal, &error.into()))?;
+    let epoch = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => Some(text.trim().parse::<u32>().map_err(|_| {
+            Failure::new(goal, format!("SOURCE_DATE_EPOCH=`{text}` is not a number of seconds since 1970"))
+        })?),
+        Err(_) => None,
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_PROCESSORS);
+    Ok(Settings { epoch, processors })
+}
+
+fn owners(keep: bool) -> Owners {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    if keep || uid.is_root() { Owners::Keep } else { Owners::OwnIsRoot { uid: uid.as_raw(), gid: gid.as_raw() } }
+}
+
+/// Hashes the finished image file and takes it into the store.
+fn finish(
+    store: &Store,
+    goal: &str,
+    name: &ImageName,
+    file: Staging,
+    findings: Findings,
+    config: ImageConfig,
+    source: String,
+) -> Result<Image, Failure> {
+    let failed = |error: Error| store_failure(goal, store, &error);
+    let (digest, size) = seal(file.path()).map_err(failed)?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let facts =
+        ImageFacts { digest: digest.clone(), size, arch: findings.arch, mpi: findings.mpi, source, created, config };
+    store.add(&file, &facts, name).map_err(failed)?;
+    drop(file);
+    store.find(&digest)
+}
+
+/// Makes the file read-only and durable; gives its digest and size.
+fn seal(path: &Path) -> Result<(String, u64), Error> {
+    let failed = |error: std::io::Error| Error::io("read", path.display(), &error);
+    let mut file = File::open(path).map_err(failed)?;
+    file.set_permissions(PermissionsExt::from_mode(0o444)).map_err(failed)?;
+    file.sync_all().map_err(|error| Error::io("fsync", path.display(), &error))?;
+    let mut hash = Sha256::new();
+    let size = std::io::copy(&mut file, &mut hash).map_err(failed)?;
+    Ok((format!("sha256:{}", hex(&hash.finalize())), size))
+}
+
+fn refused(goal: &str, error: &SourceError) -> Failure {
+    let failure = Failure::new(goal, error);
+    match error {
+        SourceError::File(error) if error.errno == Errno::ENOENT => failure.hint(
+            "the source is a path: a root directory, a tar (plain, gzip, zstd), an OCI layout directory or OCI archive",
+        ),
+        _ => failure,
+    }
+}
+
+pub(crate) fn store_failure(goal: &str, store: &Store, error: &Error) -> Failure {
+    let failure = Failure::new(goal, error).during("writing to the image store", "store");
+    match error.errno {
+        Errno::EACCES | Errno::EPERM | Errno::EROFS => failure.hint(format!(
+            "you may not write to {}; set {} to a directory of yours",
+            store.root().display(),
+            crate::store::STORE_VARIABLE
+        )),
+        Errno::ENOSPC | Errno::EDQUOT => {
+            failure.hint(format!("make room on the file system of {}", store.root().display()))
+        }
+        _ => failure,
+    }
+}
+
+pub(crate) fn flatten_failure(goal: &str, error: &FlattenError) -> Failure {
+    let failure = Failure::new(goal, error).during("writing the image file", "flatten");
+    match error {
+        FlattenError::Squash(SquashError::Missing) => {
+            failure.hint("install squashfs-tools (Debian, Fedora) or squashfs (SUSE), 4.5 or newer")
+        }
+        FlattenError::Squash(SquashError::TooOld(_)) => failure.hint("squashfs-tools 4.5 or newer is needed"),
+        FlattenError::Squash(SquashError::Failed { said, .. }) if said.contains("No space left") => {
+            failure.hint("make room in the image store")
+        }
+        FlattenError::File(error) if matches!(error.errno, Errno::EACCES | Errno::EPERM) => {
+            failure.hint("the directory has files that you may not read; import it as the user who may")
+        }
+        _ => failure,
+    }
+}

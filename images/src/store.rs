@@ -1,0 +1,411 @@
+//! The store: images by the digest of their one file, and names that point to digests.
+//!
+//! ```text
+//! ROOT/blobs/sha256/HEX.sqsh   the image, never changed (0444)
+//! ROOT/facts/HEX.json          what was found out about it (corebox_spec::ImageFacts)
+//! ROOT/names/NAME:TAG          a small file that holds `sha256:HEX`
+//! ROOT/tmp/…                   files being written
+//! ```
+//!
+//! Nothing but link(2), rename(2) and unlink(2) changes it: no lock, no extended attribute, no database, so it works on
+//! NFS and Lustre, two writers cannot disturb each other, and a killed one leaves a file in `tmp` and nothing else.
+
+use crate::reference::{ImageName, Reference, is_full_digest};
+use crate::staging::{self, Staging};
+use corebox_spec::{Failure, ImageFacts};
+use corebox_sys::{Error, fs};
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The store of all users of a machine or site; root fills it.
+pub const SITE_STORE: &str = "/var/lib/corebox";
+/// Names this directory as the only store.
+pub const STORE_VARIABLE: &str = "COREBOX_STORE";
+
+/// An image in a store.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `sha256:HEX` of the image file.
+    pub digest: String,
+    /// The image file.
+    pub path: PathBuf,
+    /// What is known about it.
+    pub facts: ImageFacts,
+    /// Its names in the store where it was found, sorted.
+    pub names: Vec<String>,
+}
+
+/// What [`Store::list`] found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Images, by name and then digest.
+    pub images: Vec<Image>,
+    /// Images that cannot be used, each with the reason.
+    pub broken: Vec<Failure>,
+}
+
+/// The stores that are searched, and the one that is written to.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// In search order; the first one is written to.
+    roots: Vec<PathBuf>,
+}
+
+impl Store {
+    /// The stores of the caller: the one that `COREBOX_STORE` names and no other; or for root the site's
+    /// ([`SITE_STORE`]); or for others `$XDG_DATA_HOME/corebox` (`~/.local/share/corebox`), then the site's.
+    ///
+    /// A store that does not exist yet is empty, not an error; it is made by the first import.
+    ///
+    /// # Errors
+    /// When no directory can be named: a variable is not an absolute path, or there is no home.
+    pub fn open() -> Result<Self, Failure> {
+        let goal = "cannot open the image store";
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let absolute = |name: &str, path: PathBuf| {
+            if path.is_absolute() {
+                Ok(path)
+            } else {
+                Err(Failure::new(goal, format!("{name}={} is not an absolute path", path.display())))
+            }
+        };
+        if let Some(path) = variable(STORE_VARIABLE) {
+            return Ok(Self { roots: vec![absolute(STORE_VARIABLE, path)?] });
+        }
+        if nix::unistd::geteuid().is_root() {
+            return Ok(Self { roots: vec![SITE_STORE.into()] });
+        }
+        let own = match (variable("XDG_DATA_HOME"), variable("HOME")) {
+            (Some(data), _) => absolute("XDG_DATA_HOME", data)?.join("corebox"),
+            (None, Some(home)) => absolute("HOME", home)?.join(".local/share/corebox"),
+            (None, None) => {
+                let cause = "neither HOME nor XDG_DATA_HOME is set";
+                return Err(Failure::new(goal, cause).hint(format!("set {STORE_VARIABLE} to a directory of yours")));
+            }
+        };
+        Ok(Self { roots: vec![own, SITE_STORE.into()] })
+    }
+
+    /// A store in this directory only.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { roots: vec![root.into()] }
+    }
+
+    /// The directory that imports go to.
+    pub fn root(&self) -> &Path {
+        &self.roots[0]
+    }
+
+    /// Finds the image that `reference` (`name[:tag]`, `sha256:HEX` or 8 or more of its digits) means.
+    ///
+    /// # Errors
+    /// A bad reference, no such image (close names are in the hint), an ambiguous digest, a store that cannot be read,
+    /// or damaged contents, each saying what to do.
+    pub fn find(&self, reference: &str) -> Result<Image, Failure> {
+        let goal = format!("cannot find image `{reference}`");
+        let parsed = Reference::parse(reference).map_err(|error| Failure::new(&goal, error))?;
+        for root in &self.roots {
+            let found = match &parsed {
+                Reference::Name(name) => named(root, name, &goal)?,
+                Reference::Digest(digits) => by_digits(root, digits, &goal)?,
+                Reference::Either(name, digits) => match named(root, name, &goal)? {
+                    None => by_digits(root, digits, &goal)?,
+                    found => found,
+                },
+            };
+            if let Some(digits) = found {
+                return load(root, &digits, &goal);
+            }
+        }
+        Err(self.unknown(goal, reference))
+    }
+
+    /// All images of all stores searched.
+    ///
+    /// # Errors
+    /// A store that cannot be read. A damaged image is reported in [`Listing::broken`].
+    pub fn list(&self) -> Result<Listing, Failure> {
+        let goal = "cannot list images";
+        let mut listing = Listing::default();
+        for root in &self.roots {
+            let mut digests: BTreeMap<String, ()> = digests(root, goal)?.into_iter().map(|hex| (hex, ())).collect();
+            for (_, hex) in names(root, goal)? {
+                digests.insert(hex, ());
+            }
+            for hex in digests.keys() {
+                match load(root, hex, goal) {
+                    Ok(image) => listing.images.push(image),
+                    Err(failure) => listing.broken.push(failure),
+                }
+            }
+        }
+        listing
+            .images
+            .sort_by(|a, b| (a.names.is_empty(), &a.names, &a.digest).cmp(&(b.names.is_empty(), &b.names, &b.digest)));
+        Ok(listing)
+    }
+
+    /// Removes a name and, when it was the last one, the image; a digest removes the image with all its names.
+    /// Gives the digests of images whose file was removed.
+    ///
+    /// # Errors
+    /// As [`Store::find`], or when the image is in a store that the caller does not write to.
+    pub fn remove(&self, reference: &str) -> Result<Vec<String>, Failure> {
+        let goal = format!("cannot remove image `{reference}`");
+        let parsed = Reference::parse(reference).map_err(|error| Failure::new(&goal, error))?;
+        let root = self.root();
+        let failed = |error: Error| unreadable(&goal, error);
+        staging::sweep(&root.join("tmp"));
+        let (name, digits) = match &parsed {
+            Reference::Name(name) | Reference::Either(name, _) if named(root, name, &goal)?.is_some() => {
+                (Some(name), named(root, name, &goal)?)
+            }
+            Reference::Name(_) => (None, None),
+            Reference::Digest(digits) | Reference::Either(_, digits) => (None, by_digits(root, digits, &goal)?),
+        };
+        let Some(hex) = digits else {
+            return Err(match self.find(reference) {
+                Ok(image) => Failure::new(&goal, format!("it is in another store: {}", image.path.display()))
+                    .hint("the site's images are removed by your administrator (root)"),
+                Err(_) => self.unknown(goal, reference),
+            });
+        };
+        let gone: Vec<ImageName> = match name {
+            Some(name) => vec![name.clone()],
+            None => names(root, &goal)?.into_iter().filter(|(_, of)| *of == hex).map(|(name, _)| name).collect(),
+        };
+        for name in gone {
+            remove_file(&name_path(root, &name)).map_err(failed)?;
+        }
+        let removed = remove_unnamed(root, &hex, &goal)?;
+        Ok(if removed { vec![format!("sha256:{hex}")] } else { Vec::new() })
+    }
+
+    /// Prepares the store for an import: its directories exist, leftovers of killed processes are gone.
+    pub(crate) fn stage(&self) -> Result<Staging, Error> {
+        let root = self.root();
+        for directory in ["blobs/sha256", "facts", "names", "tmp"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        staging::sweep(&root.join("tmp"));
+        Staging::new(&root.join("tmp"))
+    }
+
+    /// Takes a finished image file into the store under a name.
+    pub(crate) fn add(&self, file: &Staging, facts: &ImageFacts, name: &ImageName) -> Result<(), Error> {
+        let root = self.root();
+        let hex = facts.digest.trim_start_matches("sha256:");
+        let blob = blob_path(root, hex);
+        let json = serde_json::to_vec_pretty(facts).unwrap_or_default();
+        // `remove` may run at the same time: it takes the image away if it sees no name, and puts it back if a name
+        // appeared meanwhile. We look once more after the name is there, so one of us sees the other.
+        for _ in 0..8 {
+            file.link_to(&blob)?;
+            self.publish(&facts_path(root, hex), &json)?;
+            self.publish(&name_path(root, name), format!("sha256:{hex}\n").as_bytes())?;
+            if blob.exists() && facts_path(root, hex).exists() {
+                return Ok(());
+            }
+        }
+        Err(Error::new("link", blob.display(), Errno::EBUSY))
+    }
+
+    fn publish(&self, target: &Path, content: &[u8]) -> Result<(), Error> {
+        let temporary = Staging::new(&self.root().join("tmp"))?;
+        temporary.write(content)?;
+        temporary.rename_to(target)
+    }
+
+    fn unknown(&self, goal: String, reference: &str) -> Failure {
+        let known: Vec<String> = self
+            .roots
+            .iter()
+            .flat_map(|root| names(root, &goal).unwrap_or_default())
+            .map(|(name, _)| name.to_string())
+            .collect();
+        let searched: Vec<_> = self.roots.iter().map(|root| root.display().to_string()).collect();
+        let close: Vec<_> =
+            known.iter().filter(|name| is_close(name, reference)).map(|name| format!("`{name}`")).collect();
+        let hint = match (close.is_empty(), known.is_empty()) {
+            (false, _) => format!("did you mean {}?", close.join(" or ")),
+            (true, true) => "make one with `corebox image bootstrap` or `corebox image import`".to_owned(),
+            (true, false) => "`corebox image ls` lists what is there".to_owned(),
+        };
+        Failure::new(goal, format!("no such image in {}", searched.join(" or "))).hint(hint)
+    }
+}
+
+fn blob_path(root: &Path, hex: &str) -> PathBuf {
+    root.join("blobs/sha256").join(format!("{hex}.sqsh"))
+}
+
+fn facts_path(root: &Path, hex: &str) -> PathBuf {
+    root.join("facts").join(format!("{hex}.json"))
+}
+
+fn name_path(root: &Path, name: &ImageName) -> PathBuf {
+    root.join("names").join(name.file_name())
+}
+
+fn unreadable(goal: &str, error: Error) -> Failure {
+    let denied = matches!(error.errno, Errno::EACCES | Errno::EPERM);
+    let failure = Failure::new(goal, &error);
+    match denied {
+        true => failure.hint(format!("you may not use this store; set {STORE_VARIABLE} to a directory of yours")),
+        false => failure,
+    }
+}
+
+/// The digest's digits that a name points to.
+fn named(root: &Path, name: &ImageName, goal: &str) -> Result<Option<String>, Failure> {
+    let path = name_path(root, name);
+    match fs::read(&path) {
+        Ok(content) => digest_of(&path, &content, goal).map(Some),
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(error) => Err(unreadable(goal, error)),
+    }
+}
+
+fn digest_of(path: &Path, content: &[u8], goal: &str) -> Result<String, Failure> {
+    std::str::from_utf8(content)
+        .ok()
+        .and_then(|text| text.trim_end().strip_prefix("sha256:"))
+        .filter(|hex| is_full_digest(hex))
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            Failure::new(goal, format!("the store is damaged: {} holds no digest", path.display()))
+                .hint("remove that file and import the image again")
+        })
+}
+
+fn by_digits(root: &Path, digits: &str, goal: &str) -> Result<Option<String>, Failure> {
+    let mut matching: Vec<_> = digests(root, goal)?.into_iter().filter(|hex| hex.starts_with(digits)).collect();
+    match matching.len() {
+        0 | 1 => Ok(matching.pop()),
+        n => Err(Failure::new(goal, format!("{n} images have a digest that begins so")).hint("give more digits")),
+    }
+}
+
+/// File names in one of the store's directories; none if it does not exist.
+fn entries(directory: &Path, goal: &str) -> Result<Vec<String>, Failure> {
+    let failed = |error: std::io::Error| unreadable(goal, Error::io("read directory", directory.display(), &error));
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        // what is not UTF-8 is none of ours
+        found.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn digests(root: &Path, goal: &str) -> Result<Vec<String>, Failure> {
+    let files = entries(&root.join("blobs/sha256"), goal)?;
+    let hex = files.iter().filter_map(|file| file.strip_suffix(".sqsh")).filter(|hex| is_full_digest(hex));
+    Ok(hex.map(str::to_owned).collect())
+}
+
+/// All names with the digits of what they point to.
+fn names(root: &Path, goal: &str) -> Result<Vec<(ImageName, String)>, Failure> {
+    let mut found = Vec::new();
+    for file in entries(&root.join("names"), goal)? {
+        if let Ok(name) = ImageName::parse(&file)
+            && let Some(hex) = named(root, &name, goal)?
+        {
+            found.push((name, hex));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads what is known about an image that must be there.
+fn load(root: &Path, hex: &str, goal: &str) -> Result<Image, Failure> {
+    let path = blob_path(root, hex);
+    let damaged = |cause: String| {
+        Failure::new(goal, format!("the store is damaged: {cause}"))
+            .hint(format!("`corebox image rm sha256:{hex}`, then import the image again"))
+    };
+    let size = match std::fs::metadata(&path) {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(damaged(format!("{} is missing", path.display())));
+        }
+        Err(error) => return Err(unreadable(goal, Error::io("stat", path.display(), &error))),
+    };
+    let facts_path = facts_path(root, hex);
+    let json = match fs::read(&facts_path) {
+        Ok(json) => json,
+        Err(error) if error.errno == Errno::ENOENT => {
+            return Err(damaged(format!("{} is missing", facts_path.display())));
+        }
+        Err(error) => return Err(unreadable(goal, error)),
+    };
+    let facts: ImageFacts =
+        serde_json::from_slice(&json).map_err(|error| damaged(format!("{}: {error}", facts_path.display())))?;
+    if facts.digest != format!("sha256:{hex}") {
+        return Err(damaged(format!("{} is about another image", facts_path.display())));
+    }
+    if facts.size != size {
+        return Err(damaged(format!("{} has {size} bytes instead of {}", path.display(), facts.size)));
+    }
+    let names = names(root, goal)?.into_iter().filter(|(_, of)| of == hex).map(|(name, _)| name.to_string()).collect();
+    Ok(Image { digest: facts.digest.clone(), path, facts, names })
+}
+
+/// Removes an image that has no name; see [`Store::add`] for the race with an import of the same content.
+fn remove_unnamed(root: &Path, hex: &str, goal: &str) -> Result<bool, Failure> {
+    let has_name = || Ok::<_, Failure>(names(root, goal)?.iter().any(|(_, of)| of == hex));
+    let failed = |error: Error| unreadable(goal, error);
+    if has_name()? {
+        return Ok(false);
+    }
+    let blob = blob_path(root, hex);
+    let aside = Staging::new(&root.join("tmp")).map_err(failed)?;
+    match fs::rename(&blob, aside.path()) {
+        Ok(()) => {}
+        Err(error) if error.errno == Errno::ENOENT => {}
+        Err(error) => return Err(failed(error)),
+    }
+    if has_name()? {
+        aside.link_to(&blob).map_err(failed)?;
+        return Ok(false);
+    }
+    remove_file(&facts_path(root, hex)).map_err(failed)?;
+    Ok(true)
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("unlink", path.display(), &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether one name may be a slip of the pen for the other: one holds the other, or at most two edits lie between.
+fn is_close(known: &str, typed: &str) -> bool {
+    let (a, b) = (known.to_ascii_lowercase(), typed.to_ascii_lowercase());
+    let limit = if b.len() < 4 { 1 } else { 2 };
+    (b.len() >= 3 && a.contains(&b))
+        || (a.len() >= 3 && b.contains(&a))
+        || distance(a.as_bytes(), b.as_bytes()) <= limit
+}
+
+/// Levenshtein distance.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
