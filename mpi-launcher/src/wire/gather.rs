@@ -55,12 +55,12 @@ impl Gather {
     }
 
     /// A child's subtree has contributed.
-    pub fn from_child(&mut self, round: Round, parts: Parts) -> Vec<Step> {
+    pub fn on_child(&mut self, round: Round, parts: Parts) -> Vec<Step> {
         self.add(round, parts)
     }
 
     /// The parent sent the result.
-    pub fn from_parent(&mut self, round: Round, parts: Parts) -> Vec<Step> {
+    pub fn on_parent(&mut self, round: Round, parts: Parts) -> Vec<Step> {
         self.spread(round, parts)
     }
 
@@ -108,9 +108,9 @@ mod tests {
             let (at, steps) = match step {
                 Step::Up(round, parts) => {
                     let parent = gathers[node as usize].tree.parent().unwrap();
-                    (parent, gathers[parent as usize].from_child(round, parts))
+                    (parent, gathers[parent as usize].on_child(round, parts))
                 }
-                Step::Down(child, round, parts) => (child, gathers[child as usize].from_parent(round, parts)),
+                Step::Down(child, round, parts) => (child, gathers[child as usize].on_parent(round, parts)),
                 Step::Done(_, parts) => {
                     done.push((node, parts));
                     continue;

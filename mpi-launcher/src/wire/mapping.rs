@@ -56,7 +56,8 @@ fn blocks(shape: &JobShape) -> Vec<Block> {
 
 /// The shortest prefix that repeats to the whole list (`--map-by node`: one block, over and over).
 fn period(blocks: &[Block]) -> Option<usize> {
-    (1..=blocks.len()).find(|&p| blocks.len() % p == 0 && blocks.iter().zip(blocks.iter().cycle().skip(p)).all(|(a, b)| a == b))
+    let repeats = |p: usize| blocks.iter().zip(blocks.iter().cycle().skip(p)).all(|(a, b)| a == b);
+    (1..=blocks.len()).find(|&p| blocks.len().is_multiple_of(p) && repeats(p))
 }
 
 #[cfg(test)]

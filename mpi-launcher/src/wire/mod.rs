@@ -10,9 +10,12 @@ mod mapping;
 mod pmi;
 mod pmi1;
 mod pmi2;
+pub mod pmix;
 mod shape;
 mod tree;
+mod wire_up;
 
 pub use mapping::process_mapping;
 pub use pmi::{Action, BARRIER_KEY, PmiServer};
 pub use shape::{JobShape, ShapeError};
+pub use wire_up::{Protocol, WireEvent, WireUp};

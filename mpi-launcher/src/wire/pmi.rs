@@ -165,6 +165,11 @@ impl PmiServer {
         Ok(actions)
     }
 
+    /// The job that is served.
+    pub fn shape(&self) -> &JobShape {
+        &self.shape
+    }
+
     /// The rank in the job of a local index that is known to be one.
     pub(super) fn rank(&self, local: usize) -> u32 {
         self.shape.local_ranks()[local]

@@ -204,7 +204,7 @@ impl Engine {
             }
             match caller.proceed(&config.job, config.node, &config.secret, expects) {
                 Progress::Waiting(caller) => self.callers.push_back(caller),
-                Progress::Keyed(link) => self.unproven.push((link, now)),
+                Progress::Keyed(link) => self.unproven.push((*link, now)),
                 Progress::Refused => {}
             }
         }
@@ -216,10 +216,8 @@ impl Engine {
             let mut messages = Vec::new();
             let read = link.read(&mut messages);
             match messages.first() {
-                Some(Message::Hello) if self.missing.contains(&link.peer) => {
-                    if link.queue(&Message::Hello).is_ok() {
-                        self.connect(link);
-                    }
+                Some(Message::Hello) if self.missing.contains(&link.peer) && link.queue(&Message::Hello).is_ok() => {
+                    self.connect(link);
                 }
                 None if read.is_ok() && since.elapsed() < self.parts.config.timing.handshake => {
                     self.unproven.push((link, since));
@@ -264,11 +262,11 @@ impl Engine {
             Message::Hello | Message::Heartbeat => {}
             Message::Bye => drop(self.links.remove(&peer)),
             Message::Up(round, parts) => {
-                let steps = self.gather.from_child(round, parts);
+                let steps = self.gather.on_child(round, parts);
                 self.take_steps(steps);
             }
             Message::Down(round, parts) => {
-                let steps = self.gather.from_parent(round, parts);
+                let steps = self.gather.on_parent(round, parts);
                 self.take_steps(steps);
             }
             Message::Letter(letter) => self.forward(letter),

@@ -134,7 +134,7 @@ pub(super) enum Progress {
     /// Wait for more.
     Waiting(Caller),
     /// The keys are agreed; its `Hello` has yet to come.
-    Keyed(Link),
+    Keyed(Box<Link>),
     /// Not one of ours.
     Refused,
 }
@@ -170,7 +170,7 @@ impl Caller {
             Some(noise) => {
                 let mut link = Link::new(child, self.stream, noise);
                 link.preload(&self.received[after..]);
-                Progress::Keyed(link)
+                Progress::Keyed(Box::new(link))
             }
             None => Progress::Refused,
         }
