@@ -176,7 +176,12 @@ impl PmiServer {
     }
 
     /// Notes that a rank waits in the barrier; the last one starts the exchange.
-    pub(super) fn enter_barrier(&mut self, local: usize, thread: String, actions: &mut Vec<Action>) -> Result<(), String> {
+    pub(super) fn enter_barrier(
+        &mut self,
+        local: usize,
+        thread: String,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), String> {
         if self.clients[local].waiting.replace(thread).is_some() {
             return Err("entered a barrier twice".into());
         }

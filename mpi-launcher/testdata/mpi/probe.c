@@ -79,6 +79,7 @@ int main(int argc, char **argv)
     printf("rank %d allreduce %s\n", rank, check_reduce(rank, size) ? "right" : "WRONG");
     printf("rank %d allgather %s\n", rank, check_gather(rank, size) ? "right" : "WRONG");
     fflush(stdout);
+    MPI_Barrier(MPI_COMM_WORLD); /* all have said it before anybody fails */
     int last = rank == size - 1;
     if (!strcmp(mode, "bandwidth") && size > 1)
         bandwidth(rank);

@@ -148,7 +148,13 @@ impl Caller {
     }
 
     /// Goes on with what has arrived. `expects` says whether this child is still missing.
-    pub(super) fn proceed(mut self, job: &str, parent: u32, secret: &Secret, expects: impl Fn(u32) -> bool) -> Progress {
+    pub(super) fn proceed(
+        mut self,
+        job: &str,
+        parent: u32,
+        secret: &Secret,
+        expects: impl Fn(u32) -> bool,
+    ) -> Progress {
         let mut buffer = [0_u8; UNPROVEN_MAX];
         match self.stream.read(&mut buffer) {
             Ok(0) => return Progress::Refused,

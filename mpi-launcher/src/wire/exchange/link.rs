@@ -127,8 +127,7 @@ impl Link {
         while let Some((sealed, after)) = take_sealed(&self.cipher, used) {
             let start = self.plain.len();
             self.plain.resize(start + sealed.len(), 0);
-            let opened =
-                self.noise.read_message(sealed, &mut self.plain[start..]).map_err(|_| LinkEnd::Garbled)?;
+            let opened = self.noise.read_message(sealed, &mut self.plain[start..]).map_err(|_| LinkEnd::Garbled)?;
             self.plain.truncate(start + opened);
             used = after;
         }

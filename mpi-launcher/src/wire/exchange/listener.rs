@@ -4,8 +4,7 @@ use corebox_sys::{Error, Result};
 use nix::errno::Errno;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, SockaddrStorage, bind, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, TcpListener};
 use std::os::fd::AsRawFd;

@@ -77,11 +77,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_secs(2),
-            silence: Duration::from_secs(8),
-            handshake: Duration::from_secs(5),
-        }
+        Self { heartbeat: Duration::from_secs(2), silence: Duration::from_secs(8), handshake: Duration::from_secs(5) }
     }
 }
 

@@ -4,8 +4,21 @@ use super::ffi::set_variable;
 
 /// Variables of other launchers, wire-ups and servers. A rank that sees them joins the wrong job, or none.
 const FOREIGN: [&str; 16] = [
-    "PMIX_", "PMI_", "PMI2_", "OMPI_COMM_WORLD_", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix", "OMPI_UNIVERSE_SIZE",
-    "OMPI_FILE_LOCATION", "OMPI_APP_CTX_NUM_PROCS", "PRTE_", "HYDRA_", "HYDI_", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
+    "PMIX_",
+    "PMI_",
+    "PMI2_",
+    "OMPI_COMM_WORLD_",
+    "OMPI_MCA_orte_",
+    "OMPI_MCA_ess",
+    "OMPI_MCA_pmix",
+    "OMPI_UNIVERSE_SIZE",
+    "OMPI_FILE_LOCATION",
+    "OMPI_APP_CTX_NUM_PROCS",
+    "PRTE_",
+    "HYDRA_",
+    "HYDI_",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
     "JSM_",
 ];
 
@@ -56,7 +69,8 @@ mod tests {
 
     #[test]
     fn knows_foreign_variables() {
-        for name in ["PMIX_RANK", "PMI_FD", "OMPI_COMM_WORLD_RANK", "PMIX_NAMESPACE", "PMI_RANK", "JSM_NAMESPACE_RANK"] {
+        for name in ["PMIX_RANK", "PMI_FD", "OMPI_COMM_WORLD_RANK", "PMIX_NAMESPACE", "PMI_RANK", "JSM_NAMESPACE_RANK"]
+        {
             assert!(is_foreign(name), "{name}");
         }
         for name in ["OMPI_MCA_btl", "PATH", "PMIX_MCA_psec", "UCX_TLS", "SLURM_JOB_ID"] {

@@ -139,20 +139,12 @@ type FenceCall = unsafe extern "C" fn(
     Option<ModexCallback>,
     *mut c_void,
 ) -> Status;
-type ModexCall =
-    unsafe extern "C" fn(*const Proc, *const Info, usize, Option<ModexCallback>, *mut c_void) -> Status;
+type ModexCall = unsafe extern "C" fn(*const Proc, *const Info, usize, Option<ModexCallback>, *mut c_void) -> Status;
 type EventsCall =
     unsafe extern "C" fn(*const Status, usize, *const Info, usize, Option<OpCallback>, *mut c_void) -> Status;
 type NoEventsCall = unsafe extern "C" fn(*const Status, usize, Option<OpCallback>, *mut c_void) -> Status;
-type NotifyCall = unsafe extern "C" fn(
-    Status,
-    *const Proc,
-    u8,
-    *const Info,
-    usize,
-    Option<OpCallback>,
-    *mut c_void,
-) -> Status;
+type NotifyCall =
+    unsafe extern "C" fn(Status, *const Proc, u8, *const Info, usize, Option<OpCallback>, *mut c_void) -> Status;
 type LogCall =
     unsafe extern "C" fn(*const Proc, *const Info, usize, *const Info, usize, Option<OpCallback>, *mut c_void);
 type GroupCall = unsafe extern "C" fn(

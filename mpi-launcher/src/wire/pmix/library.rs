@@ -42,7 +42,8 @@ impl Library {
             return Self::load(&path).map_err(|cause| failure(&cause));
         }
         let mut causes = Vec::new();
-        for path in std::iter::once(PathBuf::from(NAME)).chain(DIRECTORIES.iter().map(|dir| Path::new(dir).join(NAME))) {
+        for path in std::iter::once(PathBuf::from(NAME)).chain(DIRECTORIES.iter().map(|dir| Path::new(dir).join(NAME)))
+        {
             if path.is_absolute() && !path.exists() {
                 continue;
             }
@@ -83,13 +84,13 @@ impl Library {
 }
 
 fn failure(cause: &str) -> Failure {
-    Failure::new("cannot wire up an Open MPI job", cause)
-        .during("loading the host's PMIx library", "pmix")
-        .hint(format!(
+    Failure::new("cannot wire up an Open MPI job", cause).during("loading the host's PMIx library", "pmix").hint(
+        format!(
             "PMIx {OLDEST} or later is needed on each node: ask your administrator for the package `libpmix2` \
              (Debian, Ubuntu) or `pmix` (Fedora, RHEL),\nor name a copy of it in {VARIABLE}. No MPI is needed on the \
              host, and MPICH images run without PMIx."
-        ))
+        ),
+    )
 }
 
 /// The major version in `OpenPMIx 4.2.2rc2 (PMIx Standard: 4.2, …)`.

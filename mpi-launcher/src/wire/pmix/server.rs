@@ -139,8 +139,7 @@ impl PmixServer {
         let (upcalls, wake) = opened.ok_or_else(|| refused("PMIx_server_init", "this process has a server already"))?;
         environment::prepare_process();
         let (waiting, questions) = Default::default();
-        let server =
-            Self { library, config, upcalls, wake, waiting, questions, next_question: 0, next_group: 0 };
+        let server = Self { library, config, upcalls, wake, waiting, questions, next_question: 0, next_group: 0 };
         server.init()?;
         server.register()?;
         Ok(server)

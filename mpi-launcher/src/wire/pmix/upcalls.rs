@@ -26,13 +26,38 @@ pub(super) struct Name {
 pub(super) enum Upcall {
     Connected(Name),
     Finalized(Name),
-    Abort { by: Name, status: i32, message: String },
-    Fence { procs: Vec<Name>, blob: Vec<u8>, answer: BlobAnswer },
-    Modex { wanted: Name, answer: BlobAnswer },
+    Abort {
+        by: Name,
+        status: i32,
+        message: String,
+    },
+    Fence {
+        procs: Vec<Name>,
+        blob: Vec<u8>,
+        answer: BlobAnswer,
+    },
+    Modex {
+        wanted: Name,
+        answer: BlobAnswer,
+    },
     /// The answer to our own [`serve`].
-    Served { from: u32, id: u64, blob: Option<Vec<u8>> },
-    Log { by: Name, text: String, answer: OpAnswer },
-    Group { name: String, construct: bool, procs: Vec<Name>, endpoints: Vec<u8>, answer: GroupAnswer },
+    Served {
+        from: u32,
+        id: u64,
+        blob: Option<Vec<u8>>,
+    },
+    Log {
+        by: Name,
+        text: String,
+        answer: OpAnswer,
+    },
+    Group {
+        name: String,
+        construct: bool,
+        procs: Vec<Name>,
+        endpoints: Vec<u8>,
+        answer: GroupAnswer,
+    },
 }
 
 struct Queue {
@@ -222,7 +247,10 @@ unsafe extern "C" fn group(
         name: text_of(name),
         construct: operation == 0,
         procs: names_of(procs, count),
-        endpoints: directives.iter().find(|info| key_is(info, key::GROUP_ENDPT_DATA)).map_or_else(Vec::new, bytes_value),
+        endpoints: directives
+            .iter()
+            .find(|info| key_is(info, key::GROUP_ENDPT_DATA))
+            .map_or_else(Vec::new, bytes_value),
         answer: GroupAnswer { callback, data },
     });
     SUCCESS
