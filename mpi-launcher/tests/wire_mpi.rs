@@ -394,7 +394,10 @@ fn real_mpi_libraries_find_each_other() {
             let program = format!("{program} {mode}");
             let outcome = run(protocol, root, nodes, ppn, program.trim(), |node| in_namespaces(root, node, nodes > 1));
             let size = (nodes * ppn) as usize;
-            let right = outcome.code == expected
+            // A rank that dies is noticed by its peers over the network before its own end is (a core dump takes its
+            // time): Open MPI 5's then abort with 14, and who is first is open.
+            let died = mode.starts_with("die") && count(&outcome, &format!("END {} {expected}", size - 1)) == 1;
+            let right = (outcome.code == expected || died && outcome.code == 14)
                 && count(&outcome, "allreduce right") == size
                 && count(&outcome, "allgather right") == size
                 && count(&outcome, &format!(" of {size}, local")) == size
