@@ -88,6 +88,9 @@ pub struct ContainerSpec {
     pub tmpfs: Vec<Tmpfs>,
     /// The caller's directory, bound at the same path; `None`: not wanted, or there is nothing sensible to bind.
     pub cwd_bind: Option<String>,
+    /// Working directory of the processes; `None`: `cwd_bind`, else the image's, else `/`.
+    #[serde(default)]
+    pub wdir: Option<String>,
     /// Variables asked for: `NAME=value`, or `NAME` to take the caller's value.
     pub env: Vec<String>,
     /// Variables of the caller that pass the allow-list and those named in `env`, as `NAME=value`.

@@ -1,0 +1,65 @@
+//! The words of a step that failed: leaves say what and why ([`Stop`]), the list of steps says when ([`Steps`]).
+
+use corebox_spec::Failure;
+use std::fmt::Display;
+use std::time::Instant;
+
+/// Why a step stopped, and what cures it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stop {
+    cause: String,
+    hint: Option<String>,
+}
+
+impl Stop {
+    pub(crate) fn new(cause: impl Display) -> Self {
+        Self { cause: cause.to_string(), hint: None }
+    }
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// As a failure of starting the container `name`.
+    pub(crate) fn during(self, container: &str, doing: &str, step: &str) -> Failure {
+        let mut failure = Failure::new(goal(container), self.cause).during(doing, step);
+        failure.hint = self.hint;
+        failure
+    }
+}
+
+impl From<corebox_sys::Error> for Stop {
+    fn from(error: corebox_sys::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+/// The goal of every failure before the container is ready.
+pub(crate) fn goal(container: &str) -> String {
+    format!("cannot start container `{container}`")
+}
+
+/// Runs the steps of one process in order, times them, and gives a failing one its name.
+#[derive(Debug)]
+pub(crate) struct Steps<'a> {
+    container: &'a str,
+    /// Names and durations in microseconds.
+    pub(crate) times: Vec<(String, u64)>,
+}
+
+impl<'a> Steps<'a> {
+    pub(crate) fn new(container: &'a str) -> Self {
+        Self { container, times: Vec::new() }
+    }
+    /// Runs the step `name`, which is `doing` something.
+    pub(crate) fn run<T>(
+        &mut self,
+        name: &str,
+        doing: &str,
+        step: impl FnOnce() -> Result<T, Stop>,
+    ) -> Result<T, Failure> {
+        let start = Instant::now();
+        let result = step();
+        self.times.push((name.to_owned(), start.elapsed().as_micros() as u64));
+        result.map_err(|stop| stop.during(self.container, doing, name))
+    }
+}
