@@ -1,6 +1,6 @@
 //! From a tree and its sources' bytes to one image file, in one stream.
 
-use crate::entry::{Kind, Meta, split};
+use crate::entry::{Entry, Kind, Meta, split};
 use crate::inspect::{Findings, Inspector};
 use crate::layer::{Layer, LayerError};
 use crate::squash::{Settings, Squash, SquashError};
@@ -170,67 +170,93 @@ pub(crate) fn flatten_stream(
     progress: &dyn Fn(u64),
 ) -> Result<Findings, FlattenError> {
     let mut tar = TarReader::new(stream, false);
-    let mut tree = Tree::new();
-    let mut inspector = Inspector::default();
-    let mut squash = None;
-    let result = copy_stream(&mut tar, &mut tree, &mut inspector, &mut squash, (out, settings), progress);
-    match (result, squash) {
-        (Ok(()), Some(squash)) => {
-            squash.finish()?;
+    let mut copy = StreamCopy {
+        tree: Tree::new(),
+        inspector: Inspector::default(),
+        squash: None,
+        early: Vec::new(),
+        out,
+        settings,
+        progress,
+    };
+    match copy.all(&mut tar) {
+        Ok(()) => {
             // the writer must be able to end by itself, not by a broken pipe
             tar.drain().map_err(TarError::from)?;
-            Ok(inspector.finish())
+            copy.squash.ok_or(FlattenError::Empty)?.finish()?;
+            Ok(copy.inspector.finish())
         }
-        (Ok(()), None) => Err(FlattenError::Empty),
-        (Err(error), squash) => {
-            squash.into_iter().for_each(Squash::abort);
+        Err(error) => {
+            copy.squash.into_iter().for_each(Squash::abort);
             Err(error)
         }
     }
 }
 
-fn copy_stream(
-    tar: &mut TarReader<impl Read>,
-    tree: &mut Tree,
-    inspector: &mut Inspector,
-    squash: &mut Option<Squash>,
-    (out, settings): (&Path, Settings),
-    progress: &dyn Fn(u64),
-) -> Result<(), FlattenError> {
-    while let Some((ordinal, entry)) = tar.next()? {
-        let shown = crate::entry::show(&entry.path);
-        if !entry.path.is_empty() {
-            let directory = split(&entry.path).0;
-            if !directory.is_empty() && tree.find(directory).is_none() {
-                return Err(FlattenError::NoDirectory(shown));
+/// A stream on its way into an image file.
+struct StreamCopy<'a> {
+    tree: Tree,
+    inspector: Inspector,
+    squash: Option<Squash>,
+    /// Entries before the root directory's own, whose metadata mksquashfs must be told at its start. mmdebstrap's
+    /// device nodes come so.
+    early: Vec<Entry>,
+    out: &'a Path,
+    settings: Settings,
+    progress: &'a dyn Fn(u64),
+}
+
+impl StreamCopy<'_> {
+    fn all(&mut self, tar: &mut TarReader<impl Read>) -> Result<(), FlattenError> {
+        while let Some((ordinal, entry)) = tar.next()? {
+            self.check(&entry)?;
+            let is_root = entry.path.is_empty();
+            let has_content = matches!(entry.kind, Kind::File { size } if size > 0);
+            self.tree.put(entry.clone(), ContentAt { layer: 0, ordinal })?;
+            if self.squash.is_none() && !is_root && !has_content {
+                self.early.push(entry);
+                continue;
             }
-            if tree.find(&entry.path).is_some() {
-                return Err(FlattenError::Twice(shown));
+            if self.squash.is_none() {
+                self.squash = Some(Squash::start(self.out, self.tree.root(), self.settings)?);
+                for entry in std::mem::take(&mut self.early) {
+                    self.write(&entry, &mut std::io::empty())?;
+                }
+            }
+            if !is_root {
+                self.write(&entry, tar)?;
             }
         }
-        let (literal, kind, meta) = (entry.path.clone(), entry.kind.clone(), entry.meta.clone());
-        let Some(path) = tree.put(entry, ContentAt { layer: 0, ordinal })? else {
-            // the root's metadata are needed when mksquashfs starts
-            if squash.is_some() {
-                return Err(FlattenError::NoDirectory("/".into()));
-            }
-            continue;
-        };
-        if path != literal {
-            return Err(FlattenError::NoDirectory(shown));
-        }
-        if squash.is_none() {
-            *squash = Some(Squash::start(out, tree.root(), settings)?);
-        }
-        let Some(squash) = squash.as_mut() else { continue };
-        match &kind {
-            Kind::Directory => squash.directory(&path, &meta)?,
-            Kind::File { size } => write_file(squash, inspector, &path, &meta, *size, tar, progress)?,
-            Kind::Symlink(target) => squash.symlink(&path, &meta, target)?,
-            Kind::HardLink(target) => squash.hard_link(&path, &meta, target)?,
-            Kind::Device(device) => squash.device(&path, &meta, *device)?,
-            Kind::Fifo => squash.fifo(&path, &meta)?,
-        }
+        Ok(())
     }
-    Ok(())
+
+    /// Refuses what cannot be written in the order in which it comes.
+    fn check(&self, entry: &Entry) -> Result<(), FlattenError> {
+        let shown = || crate::entry::show(&entry.path);
+        if entry.path.is_empty() {
+            return if self.squash.is_some() { Err(FlattenError::NoDirectory("/".into())) } else { Ok(()) };
+        }
+        let directory = split(&entry.path).0;
+        let is_directory = |id| self.tree.object(id).what == What::Directory;
+        if !directory.is_empty() && !self.tree.find(directory).is_some_and(is_directory) {
+            return Err(FlattenError::NoDirectory(shown()));
+        }
+        if self.tree.find(&entry.path).is_some() { Err(FlattenError::Twice(shown())) } else { Ok(()) }
+    }
+
+    fn write(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), FlattenError> {
+        let Some(squash) = self.squash.as_mut() else { return Ok(()) };
+        let (path, meta) = (&entry.path, &entry.meta);
+        match &entry.kind {
+            Kind::Directory => squash.directory(path, meta)?,
+            Kind::File { size } => {
+                write_file(squash, &mut self.inspector, path, meta, *size, content, self.progress)?;
+            }
+            Kind::Symlink(target) => squash.symlink(path, meta, target)?,
+            Kind::HardLink(target) => squash.hard_link(path, meta, target)?,
+            Kind::Device(device) => squash.device(path, meta, *device)?,
+            Kind::Fifo => squash.fifo(path, meta)?,
+        }
+        Ok(())
+    }
 }

@@ -174,21 +174,21 @@ fn symbol_text(library: &[u8], names: &[&str]) -> Option<String> {
     is_version(text, 2).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// The version-like word after (or else closest before) a marker in a library's strings.
+/// The version that a library prints where it says this marker: the closest string that is nothing but a version, or
+/// a version in the marker's own string. Compilers lay out a file's strings in the order of their use, so it is near.
 fn version_near(library: &[u8], marker: usize, parts: usize) -> String {
-    const NEAR: usize = 1 << 16;
-    let word = |bytes: &[u8]| -> Option<String> {
-        let word = bytes.strip_prefix(b"v").unwrap_or(bytes);
-        is_version(word, parts).then(|| String::from_utf8_lossy(word).into_owned())
-    };
-    let is_gap = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
-    let after = &library[marker..library.len().min(marker + NEAR)];
-    let before = &library[marker.saturating_sub(NEAR)..marker];
-    let mut found = after.split(is_gap).find_map(word);
-    if found.is_none() {
-        found = before.rsplit(is_gap).find_map(word);
-    }
-    found.unwrap_or_default()
+    const NEAR: usize = 1 << 20;
+    let own_end = library[marker..].iter().position(|&byte| byte == 0).map_or(library.len(), |n| marker + n);
+    let mut own_words = library[marker..own_end.min(marker + 128)].split(u8::is_ascii_whitespace);
+    let start = marker.saturating_sub(NEAR);
+    let mut at = start;
+    let alone = library[start..library.len().min(marker + NEAR)].split(|&byte| byte == 0).filter_map(|word| {
+        let place = at;
+        at += word.len() + 1;
+        is_version(word, parts).then_some((place.abs_diff(marker), word))
+    });
+    let found = own_words.find(|word| is_version(word, parts)).or_else(|| alone.min().map(|(_, word)| word));
+    String::from_utf8_lossy(found.unwrap_or_default()).into_owned()
 }
 
 /// `4.1.4`, `5.0.0rc12`, `2021.10`: numbers with dots, at least so many, and perhaps a suffix.

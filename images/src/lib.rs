@@ -9,6 +9,7 @@
 //! [`Store::find`] gives what the runtime needs: the file's path and the facts found when it was made.
 #![forbid(unsafe_code)]
 
+mod bootstrap;
 mod directory;
 mod entry;
 mod flatten;
@@ -26,6 +27,7 @@ mod tar_reader;
 mod tar_sparse;
 mod tree;
 
+pub use bootstrap::{BootstrapRequest, bootstrap};
 pub use import::{ImportRequest, import};
 pub use reference::{ImageName, Reference, ReferenceError};
 pub use store::{Image, Listing, SITE_STORE, STORE_VARIABLE, Store};

@@ -220,10 +220,22 @@ impl Squash {
 
 fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     let root_time = settings.epoch.unwrap_or(root.mtime);
-    let mut words: Vec<String> =
-        ["-tar", "-comp", "zstd", "-b", "128K", "-noappend", "-quiet", "-no-progress", "-no-recovery"]
-            .map(str::to_owned)
-            .to_vec();
+    // level 9 is 7 times faster than mksquashfs's default of 15 and gives files 5 % larger; reading is as fast
+    let mut words: Vec<String> = [
+        "-tar",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        "9",
+        "-b",
+        "128K",
+        "-noappend",
+        "-quiet",
+        "-no-progress",
+        "-no-recovery",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     words.extend(["-processors".into(), settings.processors.to_string()]);
     words.extend(["-root-mode".into(), format!("{:o}", root.mode)]);
     words.extend(["-root-uid".into(), root.uid.to_string(), "-root-gid".into(), root.gid.to_string()]);
