@@ -31,9 +31,16 @@ impl Builder {
         self.request.ssh = wanted;
         self
     }
+    /// Whether each node has its own share of the CPUs (default no: each has all). Needed when ranks on different nodes
+    /// are bound and must not meet on the same core. With fewer CPUs than nodes, nodes share CPUs.
+    #[must_use]
+    pub fn split_cpus(mut self, wanted: bool) -> Self {
+        self.request.split_cpus = wanted;
+        self
+    }
     /// Shows a host directory at the same path on every node; needed only below `/tmp`, `/run` and `/dev`, which every
-    /// node has for itself. The cluster's own directory, the build directory and the directory of `$COREBOX` are shown
-    /// without being asked for.
+    /// node has for itself. The cluster's own directory, the build directory the directory of `$COREBOX` and
+    /// the image store `$COREBOX_STORE` are shown without being asked for.
     #[must_use]
     pub fn bind(mut self, dir: impl AsRef<Path>) -> Self {
         self.request.binds.push(dir.as_ref().to_path_buf());
@@ -47,10 +54,9 @@ impl Builder {
         let goal = "cannot start simulated nodes";
         self.check()?;
         sweep_stale();
-        if let Some(dir) = std::env::var_os("COREBOX").and_then(|path| PathBuf::from(path).parent().map(PathBuf::from))
-        {
-            self.request.binds.push(dir);
-        }
+        let place = |name| std::env::var_os(name).map(PathBuf::from);
+        self.request.binds.extend(place("COREBOX").and_then(|path| path.parent().map(PathBuf::from)));
+        self.request.binds.extend(place("COREBOX_STORE").filter(|dir| dir.is_dir()));
         let request = serde_json::to_string(&self.request).map_err(|e| Failure::new(goal, e))?;
         let mut keeper = Command::new(requirements::simnode_program()?)
             .arg("keep")
@@ -116,7 +122,7 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of two nodes without ssh, to be adjusted.
     pub fn builder() -> Builder {
-        Builder { request: KeepRequest { nodes: 2, ssh: false, binds: Vec::new() } }
+        Builder { request: KeepRequest { nodes: 2, ssh: false, split_cpus: false, binds: Vec::new() } }
     }
 
     /// The node `ctl` or `nN`.

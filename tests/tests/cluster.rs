@@ -116,6 +116,25 @@ fn programs_are_in_the_nodes_cgroups_and_can_use_them() {
 }
 
 #[test]
+fn nodes_can_have_their_own_cpus() {
+    if !require_root("nodes_can_have_their_own_cpus") {
+        return;
+    }
+    let shared = Cluster::builder().start().expect("starts");
+    let all = sh(&shared, "n1", "nproc").parse::<usize>().expect("number");
+    if all < 2 {
+        skip!("nodes_can_have_their_own_cpus", "needs 2 CPUs");
+        return;
+    }
+    let cluster = Cluster::builder().split_cpus(true).start().expect("starts");
+    let list = |node: &str| sh(&cluster, node, "grep Cpus_allowed_list /proc/self/status");
+    assert_ne!(list("n1"), list("n2"));
+    assert_eq!(sh(&cluster, "n1", "nproc"), (all / 2).to_string());
+    assert_eq!(sh(&cluster, "n1", &format!("{} n2 nproc", cluster.rsh().display())), (all / 2).to_string());
+    assert_eq!(sh(&cluster, "ctl", "nproc"), all.to_string());
+}
+
+#[test]
 fn programs_end_as_they_ended() {
     if !require_root("programs_end_as_they_ended") {
         return;

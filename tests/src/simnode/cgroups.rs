@@ -3,6 +3,7 @@
 //! Version 1 hierarchies need one directory each (cgroups(7)); a fresh v1 cpuset is empty and refuses processes
 //! until `cpuset.cpus` and `cpuset.mems` are filled in (cpuset(7)).
 
+use super::state::NodeState;
 use crate::Result;
 use corebox_spec::Failure;
 use corebox_sys::fs;
@@ -69,7 +70,7 @@ fn own_path<'a>(membership: &'a str, controllers: &str) -> Option<&'a str> {
 }
 
 /// Makes the cluster's cgroup and one below it per node; gives each node's directories, one per hierarchy.
-pub fn create(id: &str, nodes: &[String]) -> Result<Vec<Vec<PathBuf>>> {
+pub fn create(id: &str, nodes: &[NodeState]) -> Result<Vec<Vec<PathBuf>>> {
     let mut made = vec![Vec::new(); nodes.len()];
     for hierarchy in hierarchies()? {
         let cluster = hierarchy.own.join(format!("{PREFIX}{id}"));
@@ -78,8 +79,9 @@ pub fn create(id: &str, nodes: &[String]) -> Result<Vec<Vec<PathBuf>>> {
             delegate(&cluster)?;
         }
         for (index, node) in nodes.iter().enumerate() {
-            let dir = cluster.join(node);
+            let dir = cluster.join(&node.name);
             make(&dir)?;
+            confine(&dir, &node.cpus)?;
             made[index].push(dir);
         }
     }
@@ -99,6 +101,16 @@ fn make(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives a cgroup these CPUs only, if it is one of a cpuset hierarchy and any are named.
+fn confine(dir: &Path, cpus: &[usize]) -> Result<()> {
+    let file = dir.join("cpuset.cpus");
+    if cpus.is_empty() || !file.exists() {
+        return Ok(());
+    }
+    let list: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    fs::write(&file, list.join(",")).map_err(|e| Failure::new("cannot give the node its CPUs", e))
 }
 
 /// Hands every controller that a v2 cgroup has down to its children.

@@ -45,6 +45,7 @@ pub fn exec(args: &[String]) -> Result<ExitCode> {
     let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let signals = block(&FORWARDED)?;
     let visit = Visit::enter(&node.cgroups)?;
+    super::init::restrict_to(&node.cpus)?;
     join(&state, node)?;
     let mut inner = Command::new(&state.program);
     inner.arg("inner").arg(user.unwrap_or("-"));

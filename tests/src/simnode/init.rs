@@ -6,10 +6,11 @@ use crate::Result;
 use corebox_spec::Failure;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -27,6 +28,8 @@ pub struct InitRequest {
     pub files: Vec<(PathBuf, PathBuf)>,
     /// The node's cgroups as the host sees them.
     pub cgroups: Vec<PathBuf>,
+    /// The CPUs it has; empty: all.
+    pub cpus: Vec<usize>,
     /// We are in a user namespace: no cgroups, no device nodes.
     pub user_namespace: bool,
     /// Configuration of the ssh server, if one is wanted.
@@ -39,6 +42,7 @@ pub fn stage(args: &[String]) -> Result<ExitCode> {
     let goal = format!("cannot make node {}", request.name);
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| Failure::new(&goal, e))?;
     let visit = Visit::enter(&request.cgroups)?;
+    restrict_to(&request.cpus)?;
     let mut kinds = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
@@ -104,6 +108,19 @@ fn live(request: &InitRequest, signals: &SigSet) -> Result<ExitCode> {
 fn reap() {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
     while matches!(waitid(Id::All, flags), Ok(status) if status != WaitStatus::StillAlive) {}
+}
+
+/// Restricts this process, and what it starts, to these CPUs (all, if none are named); a cpuset does the same for the
+/// node's root, but not every cluster has one.
+pub fn restrict_to(cpus: &[usize]) -> Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    cpus.iter()
+        .try_for_each(|cpu| set.set(*cpu))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|e| Failure::new(format!("cannot restrict the node to CPUs {cpus:?}"), e))
 }
 
 fn parse(args: &[String]) -> Result<InitRequest> {

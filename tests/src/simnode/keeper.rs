@@ -7,7 +7,7 @@ use super::{cgroups, mounts, network, rsh, ssh};
 use crate::Result;
 use corebox_spec::Failure;
 use corebox_sys::fs;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid, geteuid, setsid};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub(crate) struct KeepRequest {
     pub nodes: usize,
     /// An ssh server on each.
     pub ssh: bool,
+    /// Each node has its own share of the CPUs.
+    pub split_cpus: bool,
     /// Directories to show at the same path on every node.
     pub binds: Vec<PathBuf>,
 }
@@ -77,6 +79,12 @@ fn names(count: usize) -> Vec<String> {
     std::iter::once("ctl".into()).chain((1..=count).map(|index| format!("n{index}"))).collect()
 }
 
+/// The part of `cpus` that the node with this index has of `nodes`; nodes share CPUs where there are too few.
+fn share(cpus: &[usize], index: usize, nodes: usize) -> Vec<usize> {
+    let each = (cpus.len() / nodes).max(1);
+    cpus.iter().copied().cycle().skip(index * each).take(each).collect()
+}
+
 /// The name of what a keeper makes: its pid and start time (clock ticks since boot), which together never come back.
 fn identity(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -92,11 +100,14 @@ fn prepare(request: &KeepRequest, user_namespace: bool) -> Result<Kept> {
     std::fs::create_dir(&dir).map_err(|e| failed(&format!("mkdir {}: {e}", dir.display())))?;
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let names = names(request.nodes);
+    let set = sched_getaffinity(Pid::from_raw(0)).map_err(|e| failed(&e))?;
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
     let nodes = names.iter().enumerate().map(|(index, name)| NodeState {
         name: name.clone(),
         pid: 0,
         address: network::address(index),
         link: (index > 0).then(|| format!("link{index}")),
+        cpus: if request.split_cpus && index > 0 { share(&cpus, index - 1, request.nodes) } else { Vec::new() },
         cgroups: Vec::new(),
     });
     let state = State { dir, program, user_namespace, missing: missing(user_namespace), nodes: nodes.collect() };
@@ -131,8 +142,8 @@ fn furnish(kept: &mut Kept, request: &KeepRequest) -> Result<()> {
         ssh::prepare(&dir, &kept.state.nodes)?;
     }
     if !kept.state.user_namespace {
-        let names: Vec<String> = kept.state.nodes.iter().map(|node| node.name.clone()).collect();
-        for (node, dirs) in kept.state.nodes.iter_mut().zip(cgroups::create(&kept.id, &names)?) {
+        let made = cgroups::create(&kept.id, &kept.state.nodes)?;
+        for (node, dirs) in kept.state.nodes.iter_mut().zip(made) {
             node.cgroups = dirs;
         }
     }
@@ -208,6 +219,7 @@ fn init_request(kept: &Kept, request: &KeepRequest, index: usize) -> Result<Init
         keep,
         files,
         cgroups: node.cgroups.clone(),
+        cpus: node.cpus.clone(),
         user_namespace: state.user_namespace,
         sshd,
     })
@@ -260,5 +272,23 @@ pub(crate) fn sweep_stale() {
             cgroups::remove(&id);
             let _ = std::fs::remove_dir_all(std::env::temp_dir().join(format!("{}{id}", cgroups::PREFIX)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_shared_out() {
+        assert_eq!([0, 1].map(|index| share(&[0, 1, 4, 5], index, 2)), [vec![0, 1], vec![4, 5]]);
+        assert_eq!([0, 1, 2].map(|index| share(&[3, 7], index, 3)), [vec![3], vec![7], vec![3]]);
+    }
+
+    #[test]
+    fn identities_tell_processes_apart() {
+        let own = identity(std::process::id()).expect("there is a /proc");
+        assert!(own.starts_with(&format!("{}-", std::process::id())));
+        assert_eq!(identity(0), None);
     }
 }

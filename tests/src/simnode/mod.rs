@@ -23,7 +23,8 @@ use corebox_spec::Failure;
 use std::process::ExitCode;
 
 const HELP: &str = "\
-corebox-simnode up N [--state FILE] [--ssh] [--bind DIR]... -- CMD...   run CMD in the controller of N nodes
+corebox-simnode up N [--state FILE] [--ssh] [--split-cpus] [--bind DIR]... -- CMD...
+    run CMD in the controller of N nodes
     (with the path of the state file in $STATE too)
 corebox-simnode exec STATE NODE [--user UID] -- CMD...                run CMD in a node (from outside the nodes)
 corebox-simnode rsh STATE [-l UID] HOST WORD...                       a remote shell like ssh, for use in nodes
@@ -80,6 +81,7 @@ fn up(args: &[String]) -> Result<ExitCode> {
     while let Some(option) = options.next() {
         match option.as_str() {
             "--ssh" => builder = builder.ssh(true),
+            "--split-cpus" => builder = builder.split_cpus(true),
             "--bind" => builder = builder.bind(options.next().ok_or_else(usage)?),
             "--state" => link = Some(options.next().ok_or_else(usage)?),
             count => builder = builder.nodes(count.parse().map_err(|_| usage())?),

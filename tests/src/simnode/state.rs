@@ -32,6 +32,8 @@ pub struct NodeState {
     pub address: String,
     /// Name of the bridge's end of its cable in the controller (`None` for the controller itself).
     pub link: Option<String>,
+    /// The host's CPUs it has; empty: all.
+    pub cpus: Vec<usize>,
     /// Its cgroup directories as the host sees them, one per hierarchy.
     pub cgroups: Vec<PathBuf>,
 }
