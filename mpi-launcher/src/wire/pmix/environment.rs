@@ -37,6 +37,29 @@ pub fn is_foreign(name: &str) -> bool {
 /// then with direct modex.
 const BOTH: [(&str, &str); 1] = [("PMIX_MCA_gds", "hash")];
 
+/// Set in this process only: what makes the server start in 4 ms instead of 30 (Debian 12, 2 cores), and in far less
+/// on a loaded node. Nothing else of a topology changes; what the user has set stays.
+const SERVER: [(&str, &str); 2] = [
+    // hwloc's plug-ins look for GPUs by OpenCL and by asking X servers; no MPI library uses that.
+    ("HWLOC_PLUGINS_PATH", "/nonexistent"),
+    // psec/munge would be loaded only to be passed over: Open MPI images have no munge.
+    ("PMIX_MCA_psec", "native"),
+];
+
+/// hwloc's `x86` part binds itself to each CPU in turn, which on a busy node means waiting for each; Linux's sysfs
+/// says the same. Its I/O part reads the configuration space of each PCI device (1.4 ms each in a virtual machine).
+const NO_X86: &str = "-x86";
+const NO_X86_NO_IO: &str = "-x86,-linuxio";
+
+/// Where the kernel lists the adapters among which an MPI library chooses by distance.
+const FABRICS: [&str; 2] = ["/sys/class/infiniband", "/sys/class/cxi"];
+
+/// hwloc's parts to leave out: I/O too, unless there are several adapters to choose from.
+fn components() -> &'static str {
+    let count = |class: &&str| std::fs::read_dir(class).map_or(0, Iterator::count);
+    if FABRICS.iter().map(count).sum::<usize>() > 1 { NO_X86 } else { NO_X86_NO_IO }
+}
+
 /// Set in each rank: Open MPI 4.1 believes that it was launched (and does not start as a lot of single processes) when
 /// it sees a launcher that it knows; `schizo/jsm` asks for this variable only, and leaves binding to us. Open MPI 5
 /// ignores it.
@@ -54,6 +77,11 @@ pub(super) fn prepare_process() {
     }
     for (name, value) in BOTH {
         set_variable(name, Some(value));
+    }
+    for (name, value) in SERVER.iter().chain(&[("HWLOC_COMPONENTS", components())]) {
+        if std::env::var_os(name).is_none() {
+            set_variable(name, Some(value));
+        }
     }
 }
 
