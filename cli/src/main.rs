@@ -1,2 +1,54 @@
-//! corebox: see docs/design/house.md.
-fn main() {}
+//! `corebox`: the command. One file per subcommand, each with its `Args` and a `run` that returns the exit code.
+
+mod container_options;
+mod image;
+mod mpirun;
+mod run;
+
+use clap::{Parser, Subcommand};
+use corebox_spec::Failure;
+use std::process::ExitCode;
+
+/// OS-level virtualization for HPC: packaged environments at the speed of the bare node.
+#[derive(Parser)]
+#[command(name = "corebox", version, max_term_width = 110, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Image(image::Args),
+    Run(run::Args),
+    Mpirun(Box<mpirun::Args>),
+    /// Serve a job on this node over standard input and output (started by `mpirun`).
+    #[command(hide = true)]
+    Agent,
+}
+
+fn dispatch(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Image(args) => image::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Mpirun(args) => mpirun::run(*args),
+        Command::Agent => Ok(corebox_mpi::agent::run()),
+    }
+}
+
+/// The only place that prints errors.
+fn main() -> ExitCode {
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let wrong = error.use_stderr();
+        // Nothing is left to tell the user when standard error is closed.
+        let _ = error.print();
+        std::process::exit(if wrong { corebox_spec::exit::COREBOX.into() } else { 0 })
+    });
+    match dispatch(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -4,7 +4,7 @@
 //! frames: kind (1 byte), length (4 bytes, little endian), payload. Control messages are JSON (small, rare, readable in a
 //! trace); output and input bytes are carried as they are.
 
-use corebox_spec::{ContainerSpec, Failure, IdSet, ImageConfig, Outcome};
+use corebox_spec::{ContainerSpec, Failure, IdSet, Outcome};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -135,20 +135,18 @@ pub struct TreePlan {
 pub struct NodePlan {
     /// The container as asked for.
     pub container: ContainerSpec,
-    /// Process defaults of the image.
-    pub image_config: ImageConfig,
     /// Ranks of this node, in rank order.
     pub ranks: Vec<RankPlan>,
     /// Ranks of every node, by node index.
     pub layout: Vec<Vec<u32>>,
     /// Program index of every rank.
     pub apps: Vec<u32>,
+    /// Slots of all nodes.
+    pub universe: u32,
     /// Node names by index.
     pub nodes: Vec<String>,
     /// Exchange tree; `None` on one node.
     pub tree: Option<TreePlan>,
-    /// Whether the launcher will send standard input for rank 0 here.
-    pub stdin: bool,
 }
 
 /// A rank that runs, with what the kernel says of its binding.
@@ -156,7 +154,7 @@ pub struct NodePlan {
 pub struct RankStarted {
     /// Rank in the job.
     pub rank: u32,
-    /// Process id in the container.
+    /// Process id on its node.
     pub pid: i32,
     /// Cpus_allowed_list read back.
     pub cpus: IdSet,
@@ -287,7 +285,11 @@ impl Decoder {
 
     /// What arrived before the greeting, for an error message.
     pub fn rubbish(&mut self) -> String {
-        if self.greeted { String::new() } else { String::from_utf8_lossy(self.buffer.make_contiguous()).trim().to_owned() }
+        if self.greeted {
+            String::new()
+        } else {
+            String::from_utf8_lossy(self.buffer.make_contiguous()).trim().to_owned()
+        }
     }
 
     /// The next whole frame.

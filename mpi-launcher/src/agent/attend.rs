@@ -2,10 +2,10 @@
 
 use super::link::LauncherLink;
 use super::ranks::Ranks;
-use super::wireup::{WireEvent, WireUp};
+use super::service::Service;
 use super::{End, core_file};
-use crate::protocol::{AGENT_PATIENCE, Frame, FromAgent, HEARTBEAT, LAUNCHER_PATIENCE, RankStarted, ToAgent};
-use crate::wire::exchange::{self, Exchange};
+use crate::protocol::{self, AGENT_PATIENCE, Frame, FromAgent, HEARTBEAT, LAUNCHER_PATIENCE, RankStarted, ToAgent};
+use crate::wire::WireEvent;
 use corebox_runtime::{Container, Event};
 use corebox_spec::{Failure, Outcome};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,8 +19,8 @@ enum Source {
     LauncherIn,
     LauncherOut,
     Container,
-    Exchange,
-    Wire(usize),
+    Pmi(usize),
+    Wire,
     Output(usize),
     Input,
 }
@@ -30,8 +30,7 @@ struct Loop<'a> {
     link: &'a mut LauncherLink,
     ranks: &'a mut Ranks,
     container: &'a mut Container,
-    wire: &'a mut WireUp,
-    exchange: &'a mut Exchange,
+    service: &'a mut Service,
     started: Vec<RankStarted>,
     /// Between MPI_Init and MPI_Finalize.
     in_mpi: BTreeSet<u32>,
@@ -40,6 +39,7 @@ struct Loop<'a> {
     /// The launcher stopped the ranks and perhaps itself.
     paused: bool,
     finished: bool,
+    container_gone: bool,
     buffer: Vec<u8>,
 }
 
@@ -48,20 +48,19 @@ pub fn attend(
     link: &mut LauncherLink,
     ranks: &mut Ranks,
     container: &mut Container,
-    wire: &mut WireUp,
-    exchange: &mut Exchange,
+    service: &mut Service,
 ) -> Result<(), End> {
     let mut state = Loop {
         link,
         ranks,
         container,
-        wire,
-        exchange,
+        service,
         started: Vec::new(),
         in_mpi: BTreeSet::new(),
         kill_at: None,
         paused: false,
         finished: false,
+        container_gone: false,
         buffer: vec![0; 256 << 10],
     };
     while !state.finished {
@@ -88,12 +87,16 @@ impl Loop<'_> {
             sources.push(source);
             fds.push(PollFd::new(fd, flags));
         };
-        for (number, fd, writes) in self.wire.descriptors() {
+        for (local, fd, writes) in self.service.lines.descriptors() {
             let flags = if writes { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            add(Source::Wire(number), fd, flags);
+            add(Source::Pmi(local), fd, flags);
         }
-        add(Source::Exchange, self.exchange.wake_fd(), PollFlags::POLLIN);
-        add(Source::Container, self.container.control_fd(), PollFlags::POLLIN);
+        for fd in self.service.wake_fds() {
+            add(Source::Wire, fd, PollFlags::POLLIN);
+        }
+        if !self.container_gone {
+            add(Source::Container, self.container.control_fd(), PollFlags::POLLIN);
+        }
         add(Source::LauncherIn, self.link.input(), PollFlags::POLLIN);
         if self.link.has_unsent() {
             add(Source::LauncherOut, self.link.output(), PollFlags::POLLOUT);
@@ -115,18 +118,22 @@ impl Loop<'_> {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let until_kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()) + std::time::Duration::from_millis(1));
+        let until_kill =
+            self.kill_at.map(|at| at.saturating_duration_since(Instant::now()) + std::time::Duration::from_millis(1));
         let wait = until_kill.map_or(HEARTBEAT, |kill| kill.min(HEARTBEAT));
         PollTimeout::try_from(wait.as_millis() as i32).unwrap_or(PollTimeout::ZERO)
     }
 
     fn on_ready(&mut self, source: Source) -> Result<(), End> {
         match source {
-            Source::Wire(number) => {
-                let events = self.wire.attend(number);
+            Source::Pmi(local) => {
+                let events = self.service.attend(local);
                 self.on_wire(events)?;
             }
-            Source::Exchange => self.on_exchange()?,
+            Source::Wire => {
+                let events = self.service.dispatch();
+                self.on_wire(events)?;
+            }
             Source::Container => self.on_container()?,
             Source::LauncherIn => self.on_launcher()?,
             Source::LauncherOut => self.link.flush()?,
@@ -149,40 +156,18 @@ impl Loop<'_> {
     fn on_wire(&mut self, events: Vec<WireEvent>) -> Result<(), End> {
         for event in events {
             match event {
-                WireEvent::Gather { key, participants, blob } => self.exchange.allgather(key, participants, blob),
-                WireEvent::Ask { node, id, blob } => self.exchange.request(node, id, blob),
-                WireEvent::Answer { node, id, blob } => self.exchange.reply(node, id, blob),
                 WireEvent::Abort { rank, code, message } => self.link.send(&FromAgent::Abort { rank, code, message }),
-                WireEvent::Connected(rank) => drop(self.in_mpi.insert(rank)),
-                WireEvent::Finalized(rank) => drop(self.in_mpi.remove(&rank)),
-                WireEvent::Log(text) => {
-                    let rank = self.ranks.running.first().copied().unwrap_or(0);
-                    self.link.send_raw(&crate::protocol::encode_output(rank, crate::protocol::Stream::Err, text.as_bytes()));
+                WireEvent::Connected { rank } => drop(self.in_mpi.insert(rank)),
+                WireEvent::Finalized { rank } => drop(self.in_mpi.remove(&rank)),
+                WireEvent::Log { rank, text } => {
+                    self.link.send_raw(&protocol::encode_output(rank, protocol::Stream::Err, text.as_bytes()));
                 }
-                WireEvent::Broken(what) => return Err(Failure::new("cannot go on with the wire-up of the ranks", what).into()),
-            }
-        }
-        // a single-node exchange answers at once
-        self.on_exchange()
-    }
-
-    fn on_exchange(&mut self) -> Result<(), End> {
-        for event in self.exchange.events() {
-            let events = match event {
-                exchange::Event::Ready => Vec::new(),
-                exchange::Event::Gathered { key, parts, .. } => self.wire.gathered(&key, &parts),
-                exchange::Event::Request { from, id, blob } => self.wire.asked(from, id, &blob),
-                exchange::Event::Reply { id, blob, .. } => {
-                    self.wire.replied(id, &blob);
-                    Vec::new()
+                WireEvent::Violation { rank, message } => {
+                    let cause = format!("rank {rank} broke the PMI protocol: {message}");
+                    return Err(Failure::new("cannot go on with the wire-up of the ranks", cause).into());
                 }
-                exchange::Event::LinkLost { node, .. } => {
-                    self.link.send(&FromAgent::LinkLost { node });
-                    Vec::new()
-                }
-            };
-            if !events.is_empty() {
-                self.on_wire(events)?;
+                WireEvent::LinkLost { node, .. } => self.link.send(&FromAgent::LinkLost { node }),
+                WireEvent::Ready | WireEvent::Write { .. } => {} // writes are done by the service
             }
         }
         Ok(())
@@ -217,8 +202,9 @@ impl Loop<'_> {
 
     fn on_exit(&mut self, rank: u32, outcome: Outcome) -> Result<(), End> {
         if let Some(local) = self.ranks.local(rank) {
-            let events = self.wire.last_words(local);
-            self.on_wire(events)?;
+            let mut last_words = self.service.attend(local);
+            last_words.extend(self.service.dispatch());
+            self.on_wire(last_words)?;
         }
         if self.ranks.running.remove(&rank) {
             self.report(rank, outcome);
@@ -251,12 +237,12 @@ impl Loop<'_> {
                         Ok(Signal::SIGCONT) => false,
                         _ => self.paused,
                     };
-                    self.container.signal(None, signal);
+                    self.signal(signal);
                 }
                 Frame::Message(ToAgent::Stop { grace }) => {
-                    self.container.signal(None, Signal::SIGTERM as i32);
+                    self.signal(Signal::SIGTERM as i32);
                     // a stopped process takes SIGTERM only when it goes on
-                    self.container.signal(None, Signal::SIGCONT as i32);
+                    self.signal(Signal::SIGCONT as i32);
                     self.kill_at.get_or_insert(Instant::now() + grace);
                 }
                 Frame::Message(ToAgent::Kill) => self.kill(),
@@ -273,7 +259,11 @@ impl Loop<'_> {
                 Frame::Message(ToAgent::Hello(_) | ToAgent::Plan(_)) | Frame::Output { .. } => {}
             }
         }
-        received.map_err(End::from)
+        if self.finished { Ok(()) } else { received.map_err(End::from) }
+    }
+
+    fn signal(&mut self, signal: i32) {
+        let _ = self.container.signal(None, signal); // fails only without an init, which is an event of its own
     }
 
     fn on_time(&mut self) -> Result<(), End> {
@@ -289,6 +279,7 @@ impl Loop<'_> {
     fn kill(&mut self) {
         self.kill_at.get_or_insert_with(Instant::now);
         self.container.kill();
+        self.container_gone = true;
         self.all_killed();
     }
 
@@ -296,6 +287,7 @@ impl Loop<'_> {
     /// because other nodes' messages may still pass through here.
     fn close(mut self) -> Result<(), End> {
         self.container.kill();
+        self.container_gone = true;
         let link = &mut *self.link;
         for pipe in &mut self.ranks.outputs {
             while pipe.readable().is_some() {
@@ -309,9 +301,7 @@ impl Loop<'_> {
         self.link.drain()?;
         while !self.finished && self.link.silence() < AGENT_PATIENCE.max(LAUNCHER_PATIENCE) {
             for source in self.wait() {
-                if !matches!(source, Source::Container) {
-                    self.on_ready(source)?;
-                }
+                self.on_ready(source)?;
             }
             self.link.flush()?;
         }

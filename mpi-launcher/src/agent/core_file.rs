@@ -2,7 +2,7 @@
 
 use corebox_sys::fs;
 
-/// Says in words where the core of a process in the container is; `pid` is its number there.
+/// Says in words where the core of a process in the container is; `pid` is its number on the host.
 pub fn location(pid: i32, directory: &str, hostname: &str) -> String {
     match fs::read_to_string("/proc/sys/kernel/core_pattern") {
         Ok(pattern) => expand(pattern.trim(), pid, directory, hostname),
@@ -21,7 +21,7 @@ fn expand(pattern: &str, pid: i32, directory: &str, hostname: &str) -> String {
         match (letter, letter == '%') {
             (_, false) => path.push(letter),
             _ => match letters.next() {
-                Some('p' | 'i' | 'P' | 'I') => path.push_str(&pid.to_string()),
+                Some('P' | 'I') => path.push_str(&pid.to_string()), // %p is the number inside, which only init knows
                 Some('h') => path.push_str(hostname),
                 Some('%') => path.push('%'),
                 Some(_) => path.push('*'),
@@ -39,8 +39,8 @@ mod tests {
 
     #[test]
     fn follows_core_pattern() {
-        assert_eq!(expand("core.%p", 7, "/w", "n1"), "n1:/w/core.7 (as seen in the container)");
-        assert_eq!(expand("/cores/%h-%e-%p%%", 7, "/w", "n1"), "n1:/cores/n1-*-7% (as seen in the container)");
+        assert_eq!(expand("core.%P", 7, "/w", "n1"), "n1:/w/core.7 (as seen in the container)");
+        assert_eq!(expand("/cores/%h-%e-%p%%", 7, "/w", "n1"), "n1:/cores/n1-*-*% (as seen in the container)");
         assert!(expand("|/lib/systemd/systemd-coredump %P", 7, "/", "n1").contains("systemd-coredump"));
     }
 }

@@ -4,21 +4,20 @@ mod attend;
 mod core_file;
 mod link;
 mod pipes;
-mod pmi1;
-mod pmix;
+mod pmi_lines;
 mod ranks;
-mod wireup;
+mod service;
 
 use crate::protocol::{Frame, FromAgent, Hello, NodeFacts, NodePlan, Pmi, ToAgent};
+use crate::wire::JobShape;
 use crate::wire::exchange::{ARITY, Config, Exchange, Secret, Timing};
-use crate::wire::{JobShape, pmix::library::Library};
+use crate::wire::pmix::Library;
 use corebox_host::Host;
 use corebox_images::{Image, Store};
-use corebox_runtime::Container;
 use corebox_spec::{Failure, exit};
 use link::{LauncherGone, LauncherLink};
 use ranks::Ranks;
-use wireup::WireUp;
+use service::{Service, Start};
 
 /// Why an agent ends early.
 enum End {
@@ -62,16 +61,20 @@ fn serve(link: &mut LauncherLink) -> Result<(), End> {
     link.send(&FromAgent::Facts(Box::new(node.facts.clone())));
     let Some(plan) = planned(link)? else { return Ok(()) };
     let shape = node.shape(&plan)?;
-    let mut wire = WireUp::open(&node.hello, &shape, node.libpmix)?;
+    let mut service = Service::open(node.hello.pmi, shape, node.libpmix, node.exchange, &node.image.facts)?;
     let mut ranks = Ranks::open(&plan)?;
-    let mut container = ranks.contain(&plan, &node.image, &node.facts.host, &wire)?;
-    // threads may start from here on
-    let mut exchange = node.exchange;
-    exchange.start(plan.tree.map(|tree| tree.parent).unwrap_or_default()).map_err(|e| starting("connecting the agents", "exchange", e))?;
-    wire.start(&ranks.locals(), &plan.nodes, container.user())?;
+    let mut container = ranks.contain(&plan, &node.image, &service)?;
+    // threads may start from here on: init is forked, and sets up the container meanwhile
+    service.start(Start {
+        ranks: ranks.plans(),
+        nodes: &plan.nodes,
+        topology: &node.facts.host.topology,
+        user: ranks.user(),
+        parent: plan.tree.map(|tree| tree.parent).unwrap_or_default(),
+    })?;
     container.wait_ready()?;
-    ranks.start(&mut container, &mut wire)?;
-    attend::attend(link, &mut ranks, &mut container, &mut wire, &mut exchange)
+    ranks.start(&mut container, &mut service)?;
+    attend::attend(link, &mut ranks, &mut container, &mut service)
 }
 
 fn starting(doing: &str, step: &str, cause: impl std::fmt::Display) -> Failure {
@@ -114,11 +117,11 @@ impl Node {
     fn look(hello: Hello) -> Result<Self, Failure> {
         let host = Host::this().map_err(|e| Failure::new("cannot read what this node is", e))?;
         let store = match &hello.store {
-            Some(path) => Store::at(path)?,
+            Some(path) => Store::at(path),
             None => Store::open()?,
         };
         let image = store.find(&hello.image)?;
-        let libpmix = (hello.pmi == Pmi::Pmix).then(Library::find).transpose()?;
+        let libpmix = (hello.pmi == Pmi::Pmix).then(|| Library::find(None)).transpose()?;
         let exchange = Exchange::new(Config {
             job: hello.job.clone(),
             secret: Secret::from_bytes(hello.secret),
@@ -136,9 +139,4 @@ impl Node {
         JobShape::new(&self.hello.job, self.hello.index, plan.layout.clone(), plan.apps.clone(), plan.universe)
             .map_err(|e| starting("reading the plan", "plan", e))
     }
-}
-
-/// Ends what is left of a container, whatever state it is in.
-fn end(container: &mut Container) {
-    container.kill();
 }

@@ -71,7 +71,6 @@ impl OutputPipe {
                 self.flush(&mut send);
                 self.ours = None;
             }
-            Ok(_) => unreachable!("covered above"),
         }
     }
 

@@ -1,15 +1,15 @@
 //! The ranks of this node: their pipes, their container, their start.
 
 use super::pipes::{InputPipe, OutputPipe};
+use super::service::Service;
 use super::starting;
-use super::wireup::WireUp;
 use crate::protocol::{NodePlan, RankPlan, Stream};
-use corebox_host::Host;
 use corebox_images::Image;
-use corebox_runtime::{Container, ContainerPlan, ProcessPlan};
-use corebox_spec::{Bind, Failure};
+use corebox_runtime::{Container, Grouping, HostFacts, ImageSource, ProcessPlan};
+use corebox_spec::{Bind, Edits, Failure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// The ranks and what the agent holds for them.
 pub struct Ranks {
@@ -19,11 +19,12 @@ pub struct Ranks {
     /// Standard input of rank 0, if it lives here.
     pub input: Option<InputPipe>,
     null: OwnedFd,
-    environment: Vec<(String, String)>,
+    environment: Vec<String>,
+    user: (u32, u32),
     directory: String,
     /// Ranks that have not ended.
     pub running: BTreeSet<u32>,
-    /// Process ids in the container, once started.
+    /// Process ids on this node, once started.
     pub pids: BTreeMap<u32, i32>,
 }
 
@@ -42,7 +43,7 @@ impl Ranks {
             outputs.push(OutputPipe::open(rank.rank, Stream::Out).map_err(failed)?);
             outputs.push(OutputPipe::open(rank.rank, Stream::Err).map_err(failed)?);
         }
-        let input = (plan.stdin && plan.ranks.iter().any(|rank| rank.rank == 0)).then(InputPipe::open);
+        let input = plan.ranks.iter().any(|rank| rank.rank == 0).then(InputPipe::open);
         let null = std::fs::File::open("/dev/null").map_err(|e| starting("opening /dev/null", "pipes", e))?;
         Ok(Self {
             running: plan.ranks.iter().map(|rank| rank.rank).collect(),
@@ -51,14 +52,20 @@ impl Ranks {
             input: input.transpose().map_err(failed)?,
             null: null.into(),
             environment: Vec::new(),
+            user: (0, 0),
             directory: String::new(),
             pids: BTreeMap::new(),
         })
     }
 
     /// The plans, by local rank.
-    pub fn locals(&self) -> Vec<RankPlan> {
-        self.plans.clone()
+    pub fn plans(&self) -> &[RankPlan] {
+        &self.plans
+    }
+
+    /// User and group id inside the container, once it is planned.
+    pub fn user(&self) -> (u32, u32) {
+        self.user
     }
 
     /// The local rank of a rank of this node.
@@ -76,23 +83,31 @@ impl Ranks {
     ///
     /// # Errors
     /// What planning or creating a container can fail with.
-    pub fn contain(&mut self, plan: &NodePlan, image: &Image, host: &Host, wire: &WireUp) -> Result<Container, Failure> {
+    pub fn contain(&mut self, plan: &NodePlan, image: &Image, service: &Service) -> Result<Container, Failure> {
         let mut spec = plan.container.clone();
-        if let Some(directory) = wire.directory() {
-            spec.binds.push(Bind { source: directory.into(), target: directory.into(), read_only: false });
+        if let Some(directory) = service.directory() {
+            let path = directory.display().to_string();
+            spec.binds.push(Bind { source: path.clone(), target: path, read_only: false });
         }
-        let mut decided: ContainerPlan = corebox_runtime::plan(&spec, &image.source(), host)?;
-        decided.cleanup_paths.extend(wire.directory().map(str::to_owned));
+        let source = ImageSource {
+            path: image.path.clone(),
+            digest: Some(image.digest.clone()),
+            config: image.facts.config.clone(),
+        };
+        let edits = rdma_edits(&spec)?;
+        let mut decided = corebox_runtime::plan(&spec, &source, &HostFacts::find()?, &edits)?;
+        decided.cleanup_paths.extend(service.directory().map(Path::to_path_buf));
         self.environment = decided.environment();
         self.directory = decided.workdir.clone();
-        Container::create(&decided, &self.descriptors(wire))
+        self.user = (decided.user.uid, decided.user.gid);
+        Container::create(&decided, &self.descriptors(service))
     }
 
-    fn descriptors(&self, wire: &WireUp) -> Vec<RawFd> {
+    fn descriptors(&self, service: &Service) -> Vec<RawFd> {
         let mut all: Vec<RawFd> = self.outputs.iter().map(OutputPipe::theirs).collect();
         all.extend(self.input.as_ref().map(InputPipe::theirs));
         all.push(self.null.as_raw_fd());
-        all.extend((0..self.plans.len()).filter_map(|local| wire.rank_descriptor(local)));
+        all.extend((0..self.plans.len()).filter_map(|local| service.rank_descriptor(local)));
         all
     }
 
@@ -100,25 +115,27 @@ impl Ranks {
     ///
     /// # Errors
     /// When the wire-up service or the container's init refuses.
-    pub fn start(&mut self, container: &mut Container, wire: &mut WireUp) -> Result<(), Failure> {
+    pub fn start(&mut self, container: &mut Container, service: &mut Service) -> Result<(), Failure> {
         let mut processes = Vec::new();
         for local in 0..self.plans.len() {
-            processes.push(self.process(local, wire)?);
+            processes.push(self.process(local, service));
         }
         container.start(&processes)?;
         self.outputs.iter_mut().for_each(OutputPipe::started);
         self.input.iter_mut().for_each(InputPipe::started);
-        wire.started();
+        service.lines.started();
         Ok(())
     }
 
-    fn process(&self, local: usize, wire: &mut WireUp) -> Result<ProcessPlan, Failure> {
+    fn process(&self, local: usize, service: &Service) -> ProcessPlan {
         let plan = &self.plans[local];
-        let mut environment: BTreeMap<String, String> = self.environment.iter().cloned().collect();
-        environment.extend(wire.environment(local)?);
+        let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut environment: BTreeMap<String, String> = self.environment.iter().filter_map(pair).collect();
+        environment.retain(|name, _| !crate::wire::pmix::is_foreign(name));
+        environment.extend(service.environment(local));
         environment.extend(plan.env.iter().cloned());
         let stdin = self.input.as_ref().filter(|_| plan.rank == 0).map_or(self.null.as_raw_fd(), InputPipe::theirs);
-        Ok(ProcessPlan {
+        ProcessPlan {
             id: plan.rank,
             argv: plan.argv.clone(),
             env: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -126,7 +143,17 @@ impl Ranks {
             cpus: Some(plan.binding.cpus.clone()),
             mems: Some(plan.binding.mems.clone()),
             stdio: [stdin, self.outputs[2 * local].theirs(), self.outputs[2 * local + 1].theirs()],
-            keep_fds: wire.rank_descriptor(local).into_iter().collect(),
-        })
+            keep_fds: service.rank_descriptor(local).into_iter().collect(),
+            rlimits: Vec::new(),
+            group: Grouping::OwnGroup,
+        }
     }
+}
+
+fn rdma_edits(spec: &corebox_spec::ContainerSpec) -> Result<Vec<Edits>, Failure> {
+    if !spec.rdma {
+        return Ok(Vec::new());
+    }
+    let devices = corebox_rdma::inventory(Path::new("/sys")).map_err(|e| starting("listing the HCAs", "rdma", e))?;
+    Ok(vec![corebox_rdma::edits(&devices)])
 }

@@ -82,7 +82,9 @@ impl Agents {
                     node
                 }
                 Event::AgentGone(node, why) => {
-                    return Err(self.dismissed(Failure::new("an agent was lost before the start", why).on(self.name(node))));
+                    return Err(
+                        self.dismissed(Failure::new("an agent was lost before the start", why).on(self.name(node)))
+                    );
                 }
                 _ => continue,
             };

@@ -21,7 +21,9 @@ impl AgentLink {
     /// Takes over a started agent; what it says becomes events of `node`.
     pub fn new(node: u32, mut child: Child, start_timeout: Duration, events: SyncSender<Event>) -> Self {
         let (frames, queue) = channel();
-        if let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
+        if let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        {
             let said = std::thread::spawn(move || last_words(stderr));
             std::thread::spawn(move || write_frames(stdin, &queue));
             std::thread::spawn(move || read_frames(node, stdout, said, start_timeout, &events));
@@ -114,7 +116,12 @@ fn read_frames(
 }
 
 /// Passes on every whole frame; false when the launcher no longer listens.
-fn forward(node: u32, decoder: &mut Decoder, events: &SyncSender<Event>, patience: &mut Duration) -> Result<bool, String> {
+fn forward(
+    node: u32,
+    decoder: &mut Decoder,
+    events: &SyncSender<Event>,
+    patience: &mut Duration,
+) -> Result<bool, String> {
     while let Some(frame) = decoder.next::<FromAgent>().map_err(|e| e.to_string())? {
         *patience = AGENT_PATIENCE;
         if !matches!(frame, Frame::Message(FromAgent::Pong)) && events.send(Event::Agent(node, frame)).is_err() {

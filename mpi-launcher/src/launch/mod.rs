@@ -1,18 +1,18 @@
 //! The launcher: `corebox mpirun`, a line per stage.
 
 mod agents;
+mod decide;
 mod event;
 mod input;
 mod link;
 mod output;
 mod remote;
 mod report;
+mod show;
 mod watch;
 mod wiring;
 
-use crate::binding_table;
-use crate::protocol::{FromAgent, Frame, NodeFacts, NodePlan, Pmi, ToAgent, TreePlan};
-use crate::{bind, map};
+use crate::protocol::{Frame, FromAgent, NodePlan, ToAgent};
 use agents::{Agents, Greeting};
 use corebox_images::Store;
 use corebox_spec::{Failure, HostSlots, IdSet, ImageFacts, JobSpec};
@@ -52,7 +52,7 @@ pub fn run(spec: &JobSpec, show: Show) -> Result<u8, Failure> {
     let mut agents = Agents::start(spec, &names, &Greeting { job: &job, image: &image.name, pmi })?;
     let facts = agents.facts()?;
     stages.done("agents");
-    let plans = match decide(spec, &hosts, &facts, &image.facts) {
+    let plans = match decide::decide(spec, &hosts, &facts, &image.facts) {
         Ok(plans) => plans,
         Err(failure) => {
             agents.dismiss();
@@ -62,11 +62,11 @@ pub fn run(spec: &JobSpec, show: Show) -> Result<u8, Failure> {
     stages.done("map and bind");
     if show.plan {
         agents.dismiss();
-        print_plan(&names, pmi, &plans);
+        println!("{}", show::plan(&names, pmi, &plans));
         return Ok(0);
     }
     if show.table {
-        eprint!("{}", table(&names, &plans));
+        eprint!("{}", show::table(&names, &plans));
     }
     let mut watch = watch_of(&plans, spec);
     agents.send_plans(plans);
@@ -97,14 +97,17 @@ fn allocate(spec: &JobSpec) -> Result<Vec<HostSlots>, Failure> {
         return Err(refused("-n 0: a job has at least one rank".into()));
     }
     if let Some(app) = spec.apps.iter().find(|app| app.argv.is_empty()) {
-        return Err(refused(format!("a program is missing (one of {} programs has no name)", spec.apps.len())).hint(format!(
-            "as in `corebox mpirun -n 2 {} ./program`{}",
-            spec.image,
-            if app.ranks.is_some() { "" } else { "; -n is optional" }
-        )));
+        return Err(refused(format!("a program is missing (one of {} programs has no name)", spec.apps.len())).hint(
+            format!(
+                "as in `corebox mpirun -n 2 {} ./program`{}",
+                spec.image,
+                if app.ranks.is_some() { "" } else { "; -n is optional" }
+            ),
+        ));
     }
     if !spec.hosts.is_empty() {
-        if spec.remote_shell == corebox_spec::RemoteShell::Local && spec.hosts.iter().any(|h| !remote::is_here(&h.host)) {
+        if spec.remote_shell == corebox_spec::RemoteShell::Local && spec.hosts.iter().any(|h| !remote::is_here(&h.host))
+        {
             return Err(refused("--rsh local starts agents on this node only, and --host names another one".into()));
         }
         return Ok(spec.hosts.clone());
@@ -131,14 +134,22 @@ fn watch_of(plans: &[NodePlan], spec: &JobSpec) -> Watch {
 }
 
 /// Watches the job until every node is done or lost.
-fn attend(spec: &JobSpec, names: &[String], agents: &mut Agents, watch: &mut Watch, output: &mut Output, stages: &mut Stages) {
+fn attend(
+    spec: &JobSpec,
+    names: &[String],
+    agents: &mut Agents,
+    watch: &mut Watch,
+    output: &mut Output,
+    stages: &mut Stages,
+) {
     let window = Arc::new(input::Window::default());
     let stdin_node = watch.node_of(0).unwrap_or(0);
     input::forward_signals(agents.sender());
     input::forward_stdin(agents.sender(), window.clone());
     let timeout = spec.timeout.map(|after| (Instant::now() + after, after));
     while !watch.over() {
-        let deadline = [watch.deadline, timeout.map(|t| t.0).filter(|_| watch.reason.is_none())].into_iter().flatten().min();
+        let deadline =
+            [watch.deadline, timeout.map(|t| t.0).filter(|_| watch.reason.is_none())].into_iter().flatten().min();
         let now = Instant::now();
         let orders: Vec<Order> = match agents.next(deadline) {
             Some(Event::Agent(_, Frame::Output { rank, stream, bytes })) => {

@@ -24,7 +24,8 @@ pub fn start(spec: &JobSpec, host: &str, here: bool) -> Result<Child, Failure> {
                 .to_vec(),
         ),
         RemoteShell::Command(words) => {
-            let (first, rest) = words.split_first().ok_or_else(|| Failure::new("cannot start the agents", "--rsh is empty"))?;
+            let (first, rest) =
+                words.split_first().ok_or_else(|| Failure::new("cannot start the agents", "--rsh is empty"))?;
             (first.clone(), rest.iter().cloned().chain([host.to_owned(), quote(&agent)]).collect())
         }
     };

@@ -255,8 +255,14 @@ mod tests {
     #[test]
     fn a_rank_on_the_wrong_core_ends_the_job() {
         let (mut watch, now) = (watch(), Instant::now());
-        let started =
-            |cpus: &str| FromAgent::Started(vec![RankStarted { rank: 1, pid: 2, cpus: cpus.parse().unwrap(), mems: "0".parse().unwrap() }]);
+        let started = |cpus: &str| {
+            FromAgent::Started(vec![RankStarted {
+                rank: 1,
+                pid: 2,
+                cpus: cpus.parse().unwrap(),
+                mems: "0".parse().unwrap(),
+            }])
+        };
         assert!(watch.on_message(1, "n2", started("1"), now).is_none());
         assert!(watch.on_message(1, "n2", started("0-1"), now).is_some());
         assert!(matches!(watch.reason, Some(Reason::Misbound { rank: 1, .. })));

@@ -16,8 +16,11 @@ pub fn choose(spec: &JobSpec, facts: &ImageFacts) -> Result<Pmi, Failure> {
         PmiChoice::Pmix => Some(Pmi::Pmix),
         PmiChoice::Pmi1 => Some(Pmi::Pmi1),
     };
-    let found: Vec<&MpiFound> = facts.mpi.iter().filter(|mpi| spec.mpi.is_none_or(|family| family == mpi.family)).collect();
-    let list = |mpi: &[&MpiFound]| mpi.iter().map(|m| format!("{} {}", m.family.name(), m.version)).collect::<Vec<_>>().join(", ");
+    let found: Vec<&MpiFound> =
+        facts.mpi.iter().filter(|mpi| spec.mpi.is_none_or(|family| family == mpi.family)).collect();
+    let list = |mpi: &[&MpiFound]| {
+        mpi.iter().map(|m| format!("{} {}", m.family.name(), m.version)).collect::<Vec<_>>().join(", ")
+    };
     let mut families: Vec<MpiFamily> = found.iter().map(|mpi| mpi.family).collect();
     families.dedup();
     match (families.as_slice(), asked) {

@@ -1,0 +1,77 @@
+//! From facts to plans: map, bind, and one [`NodePlan`] per node. Pure; everything that can be refused is refused here.
+
+use crate::bind::{self, Binding};
+use crate::map::{self, MapNode, MapOptions, Placed};
+use crate::protocol::{NodeFacts, NodePlan, RankPlan, TreePlan};
+use crate::wire::exchange::{ARITY, Exchange};
+use corebox_runtime::environment;
+use corebox_spec::{AppSpec, Failure, HostSlots, ImageFacts, JobSpec};
+
+/// The plans of all nodes, in node order.
+///
+/// # Errors
+/// An impossible map, an image for another architecture, an environment variable without a value.
+pub fn decide(spec: &JobSpec, hosts: &[HostSlots], facts: &[NodeFacts], image: &ImageFacts) -> Result<Vec<NodePlan>, Failure> {
+    refuse_foreign_image(spec, hosts, facts, image)?;
+    let nodes: Vec<MapNode> =
+        hosts.iter().zip(facts).map(|(host, facts)| MapNode::new(&host.host, host.slots, &facts.host)).collect();
+    let options = MapOptions::from(spec);
+    let map = map::map(&nodes, &options)?;
+    let bindings = bind::bind_all(&nodes, &map, &options);
+    let placed = map.by_node(nodes.len());
+    let names: Vec<String> = hosts.iter().map(|host| host.host.clone()).collect();
+    let layout: Vec<Vec<u32>> = placed.iter().map(|ranks| ranks.iter().map(|placed| placed.rank).collect()).collect();
+    let plan = |index: usize| -> Result<NodePlan, Failure> {
+        let ranks = placed[index].iter().zip(&bindings[index]).map(|(placed, binding)| rank(spec, placed, binding));
+        Ok(NodePlan {
+            container: spec.container.clone(),
+            ranks: ranks.collect::<Result<_, _>>()?,
+            layout: layout.clone(),
+            apps: map.ranks.iter().map(|placed| placed.app).collect(),
+            nodes: names.clone(),
+            universe: map.ranks.len() as u32,
+            tree: tree(index as u32, facts),
+        })
+    };
+    (0..names.len()).map(plan).collect()
+}
+
+fn refuse_foreign_image(spec: &JobSpec, hosts: &[HostSlots], facts: &[NodeFacts], image: &ImageFacts) -> Result<(), Failure> {
+    let Some(arch) = &image.arch else { return Ok(()) };
+    match hosts.iter().zip(facts).find(|(_, facts)| facts.host.arch != *arch) {
+        None => Ok(()),
+        Some((host, facts)) => {
+            let cause = format!("it was made for {arch}, and the node is {}", facts.host.arch);
+            Err(Failure::new(format!("cannot run the image `{}`", spec.image), cause)
+                .on(&host.host)
+                .hint("make the image on a machine of the node's kind, or for it."))
+        }
+    }
+}
+
+fn tree(node: u32, facts: &[NodeFacts]) -> Option<TreePlan> {
+    let nodes = facts.len() as u32;
+    if nodes < 2 {
+        return None;
+    }
+    let parent = Exchange::parent_of(node, nodes, ARITY);
+    Some(TreePlan { parent: parent.map(|parent| facts[parent as usize].addresses.clone()).unwrap_or_default() })
+}
+
+fn rank(spec: &JobSpec, placed: &Placed, binding: &Binding) -> Result<RankPlan, Failure> {
+    let app: &AppSpec = &spec.apps[placed.app as usize];
+    let asked = environment::asked_for(&app.env, |name| std::env::var(name).ok())
+        .map_err(|cause| Failure::new("cannot set the environment of the ranks", cause))?;
+    let mut env = bind::omp_env(binding, spec.cpus_per_rank);
+    let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    env.extend(asked.iter().filter_map(pair));
+    Ok(RankPlan {
+        rank: placed.rank,
+        local_rank: placed.local_rank,
+        app: placed.app,
+        argv: app.argv.clone(),
+        env,
+        wdir: app.wdir.clone().or_else(|| spec.wdir.clone()),
+        binding: binding.clone(),
+    })
+}
