@@ -6,6 +6,8 @@ use nix::errno::Errno;
 const BITS: usize = 64;
 /// 65,536 bits: more than any kernel's NR_CPUS or MAX_NUMNODES.
 const WORDS: usize = 1024;
+/// 4096 bits: more than any kernel's MAX_NUMNODES (1024), and no more than the page that get_mempolicy(2) accepts.
+const NODE_WORDS: usize = 64;
 const MPOL_BIND: i32 = 2;
 const MPOL_F_MEMS_ALLOWED: libc::c_ulong = 4;
 
@@ -47,11 +49,11 @@ pub fn set_cpus(cpus: &[u32]) -> Result<()> {
 }
 
 fn mempolicy(flags: libc::c_ulong) -> Result<(i32, Vec<u32>)> {
-    let mut words = [0u64; WORDS];
+    let mut words = [0u64; NODE_WORDS];
     let mut mode = 0i32;
     // With MPOL_F_MEMS_ALLOWED the mode must not be asked for (get_mempolicy(2)).
     let mode_at = if flags == 0 { &raw mut mode } else { std::ptr::null_mut() };
-    let (at, bits, none) = (words.as_mut_ptr(), WORDS * BITS, std::ptr::null::<libc::c_void>());
+    let (at, bits, none) = (words.as_mut_ptr(), NODE_WORDS * BITS, std::ptr::null::<libc::c_void>());
     // SAFETY: the kernel writes one int (or nothing, for null) and at most the bits told.
     let result = unsafe { libc::syscall(libc::SYS_get_mempolicy, mode_at, at, bits, none, flags) };
     if result < 0 { Err(Error::last("read the memory policy of", "this process")) } else { Ok((mode, ids(&words))) }
