@@ -26,4 +26,4 @@ mod sweeper;
 pub use container::{Container, Event};
 pub use facts::HostFacts;
 pub use plan::{ContainerPlan, ImageSource, PlannedKind, PlannedMount, RootMethod, plan};
-pub use process::ProcessPlan;
+pub use process::{Grouping, ProcessPlan};
