@@ -24,8 +24,8 @@ pub struct Round {
 pub enum Step {
     /// Send the parts of this subtree to the parent.
     Up(Round, Parts),
-    /// Send the result to this child.
-    Down(u32, Round, Parts),
+    /// Send the result to these children.
+    Down(Vec<u32>, Round, Parts),
     /// This node takes part: here is the result.
     Done(Round, Parts),
 }
@@ -83,10 +83,12 @@ impl Gather {
         let mut toward: Vec<u32> = round.participants.iter().filter_map(|node| self.tree.child_toward(*node)).collect();
         toward.sort_unstable();
         toward.dedup();
-        let mut steps: Vec<Step> =
-            toward.into_iter().map(|child| Step::Down(child, round.clone(), parts.clone())).collect();
+        let mut steps = Vec::new();
         if round.participants.binary_search(&self.tree.node()).is_ok() {
-            steps.push(Step::Done(round, parts));
+            steps.push(Step::Done(round.clone(), parts.clone()));
+        }
+        if !toward.is_empty() {
+            steps.push(Step::Down(toward, round, parts));
         }
         steps
     }
@@ -105,19 +107,22 @@ mod tests {
         }
         let (mut done, mut messages) = (Vec::new(), 0);
         while let Some((node, step)) = queue.pop() {
-            let (at, steps) = match step {
+            match step {
                 Step::Up(round, parts) => {
                     let parent = gathers[node as usize].tree.parent().unwrap();
-                    (parent, gathers[parent as usize].on_child(round, parts))
+                    let steps = gathers[parent as usize].on_child(round, parts);
+                    queue.extend(steps.into_iter().map(|step| (parent, step)));
+                    messages += 1;
                 }
-                Step::Down(child, round, parts) => (child, gathers[child as usize].on_parent(round, parts)),
-                Step::Done(_, parts) => {
-                    done.push((node, parts));
-                    continue;
+                Step::Down(children, round, parts) => {
+                    for child in children {
+                        let steps = gathers[child as usize].on_parent(round.clone(), parts.clone());
+                        queue.extend(steps.into_iter().map(|step| (child, step)));
+                        messages += 1;
+                    }
                 }
-            };
-            messages += 1;
-            queue.extend(steps.into_iter().map(|step| (at, step)));
+                Step::Done(_, parts) => done.push((node, parts)),
+            }
         }
         done.sort();
         (done, messages)

@@ -51,18 +51,26 @@ pub(super) struct Parts {
     pub(super) ready: Arc<AtomicBool>,
 }
 
+/// A caller with whom keys are agreed.
+struct Unproven {
+    link: Link,
+    since: Instant,
+    /// It has said `Hello`, and so have we: it holds the secret.
+    greeted: bool,
+}
+
 /// The state of the thread.
 pub(super) struct Engine {
     parts: Parts,
     gather: Gather,
     callers: VecDeque<Caller>,
-    /// Keyed, but not yet proven by a `Hello`.
-    unproven: Vec<(Link, Instant)>,
+    /// Keyed, but not yet linked.
+    unproven: Vec<Unproven>,
     links: HashMap<u32, Link>,
     /// Neighbours that have not been linked yet.
     missing: HashSet<u32>,
     /// What waits for a missing neighbour.
-    held: HashMap<u32, Vec<Message>>,
+    held: HashMap<u32, Vec<Arc<[u8]>>>,
     closing: Option<Instant>,
 }
 
@@ -133,7 +141,7 @@ impl Engine {
             fds.push(PollFd::new(listener.socket.as_fd(), PollFlags::POLLIN));
         }
         fds.extend(self.callers.iter().map(|caller| PollFd::new(caller.stream.as_fd(), PollFlags::POLLIN)));
-        for link in self.unproven.iter().map(|(link, _)| link).chain(self.links.values()) {
+        for link in self.unproven.iter().map(|caller| &caller.link).chain(self.links.values()) {
             let writing = if link.has_outgoing() { PollFlags::POLLOUT } else { PollFlags::empty() };
             fds.push(PollFd::new(link.stream.as_fd(), PollFlags::POLLIN | writing));
         }
@@ -150,7 +158,7 @@ impl Engine {
         let beats = links.clone().map(|link| link.spoke + timing.heartbeat);
         let silences = links.map(|link| link.heard + timing.silence);
         let callers = self.callers.iter().map(|caller| caller.since + timing.handshake);
-        let unproven = self.unproven.iter().map(|(_, since)| *since + timing.handshake);
+        let unproven = self.unproven.iter().map(|caller| caller.since + timing.handshake);
         let next = beats.chain(silences).chain(callers).chain(unproven).chain(self.closing).min();
         // One millisecond more, since poll(2) counts in whole ones and would else be early.
         next.map_or(timing.silence, |next| next.saturating_duration_since(Instant::now())) + Duration::from_millis(1)
@@ -176,7 +184,7 @@ impl Engine {
                     self.closing = Some(Instant::now() + FAREWELL);
                     self.parts.listener = None;
                     let peers: Vec<u32> = self.links.keys().copied().collect();
-                    peers.into_iter().for_each(|peer| self.send(peer, Message::Bye));
+                    peers.into_iter().for_each(|peer| self.send(peer, Message::Bye.encode()));
                 }
             }
         }
@@ -204,25 +212,37 @@ impl Engine {
             }
             match caller.proceed(&config.job, config.node, &config.secret, expects) {
                 Progress::Waiting(caller) => self.callers.push_back(caller),
-                Progress::Keyed(link) => self.unproven.push((*link, now)),
+                Progress::Keyed(link) => self.unproven.push(Unproven { link: *link, since: now, greeted: false }),
                 Progress::Refused => {}
             }
         }
     }
 
-    /// A keyed caller's `Hello` makes it a link.
+    /// A keyed caller's `Hello` is answered; what it says next makes it a link. (One that had given up before our
+    /// answer came calls again, and must not be taken for a lost link.)
     fn prove(&mut self) {
-        for (mut link, since) in std::mem::take(&mut self.unproven) {
+        let timing = self.parts.config.timing;
+        for mut caller in std::mem::take(&mut self.unproven) {
             let mut messages = Vec::new();
-            let read = link.read(&mut messages);
-            match messages.first() {
-                Some(Message::Hello) if self.missing.contains(&link.peer) && link.queue(&Message::Hello).is_ok() => {
-                    self.connect(link);
-                }
-                None if read.is_ok() && since.elapsed() < self.parts.config.timing.handshake => {
-                    self.unproven.push((link, since));
-                }
-                _ => {}
+            let read = caller.link.read(&mut messages);
+            let mut messages = messages.into_iter().peekable();
+            if !caller.greeted && messages.next_if_eq(&Message::Hello).is_some() {
+                caller.greeted = true;
+                caller.link.queue(Message::Hello.encode());
+            }
+            let peer = caller.link.peer;
+            if !self.missing.contains(&peer) {
+                continue;
+            }
+            if caller.greeted && messages.peek().is_some() {
+                self.connect(caller.link);
+                messages.for_each(|message| self.on_message(peer, message));
+                continue;
+            }
+            let patience = if caller.greeted { timing.silence } else { timing.handshake };
+            let is_foreign = messages.peek().is_some();
+            if read.is_ok() && caller.link.flush().is_ok() && !is_foreign && caller.since.elapsed() < patience {
+                self.unproven.push(caller);
             }
         }
     }
@@ -278,10 +298,14 @@ impl Engine {
             match step {
                 Step::Up(round, parts) => {
                     if let Some(parent) = self.parts.tree.parent() {
-                        self.send(parent, Message::Up(round, parts));
+                        self.send(parent, Message::Up(round, parts).encode());
                     }
                 }
-                Step::Down(child, round, parts) => self.send(child, Message::Down(round, parts)),
+                Step::Down(children, round, parts) => {
+                    // Encoded once: with 32 children and much data, copies would count.
+                    let message = Message::Down(round, parts).encode();
+                    children.into_iter().for_each(|child| self.send(child, message.clone()));
+                }
                 Step::Done(round, parts) => {
                     self.tell(Event::Gathered { key: round.key, participants: round.participants, parts });
                 }
@@ -292,7 +316,7 @@ impl Engine {
     fn forward(&mut self, letter: Letter) {
         if letter.to != self.parts.config.node {
             if let Some(next) = self.parts.tree.next_hop(letter.to) {
-                self.send(next, Message::Letter(letter));
+                self.send(next, Message::Letter(letter).encode());
             }
             return;
         }
@@ -300,11 +324,9 @@ impl Engine {
         self.tell(if is_reply { Event::Reply { from, id, blob } } else { Event::Request { from, id, blob } });
     }
 
-    fn send(&mut self, peer: u32, message: Message) {
+    fn send(&mut self, peer: u32, message: Arc<[u8]>) {
         if let Some(link) = self.links.get_mut(&peer) {
-            if let Err(end) = link.queue(&message) {
-                self.lose(peer, &end);
-            }
+            link.queue(message);
         } else if self.missing.contains(&peer) {
             self.held.entry(peer).or_default().push(message);
         }
@@ -322,7 +344,7 @@ impl Engine {
         }
         let quiet: Vec<u32> =
             self.links.values().filter(|link| link.spoke.elapsed() >= timing.heartbeat).map(|link| link.peer).collect();
-        quiet.into_iter().for_each(|peer| self.send(peer, Message::Heartbeat));
+        quiet.into_iter().for_each(|peer| self.send(peer, Message::Heartbeat.encode()));
     }
 
     fn flush_links(&mut self) {

@@ -3,7 +3,7 @@
 //! The child sends a preamble (magic and its node index), then the first Noise message. The prologue binds job, parent
 //! and child, so that reaching the wrong agent, or being a stranger, fails. The first message alone could be replayed
 //! by an eavesdropper: a link counts only after the child's `Hello`, encrypted with the session's fresh keys. The
-//! parent's `Hello` then tells the child that it was taken.
+//! parent's `Hello` tells the child that it was taken, and the child's first `Heartbeat` the parent that it knows.
 
 use super::Secret;
 use super::link::{Link, LinkEnd, take_sealed};
@@ -85,7 +85,7 @@ pub(super) fn call(
 
 /// Sends our `Hello` and waits for the parent's; what already came after it is returned.
 fn confirm(link: &mut Link, deadline: Instant) -> Result<Vec<Message>, LinkEnd> {
-    link.queue(&Message::Hello)?;
+    link.queue(Message::Hello.encode());
     link.stream.set_nonblocking(true).map_err(LinkEnd::Io)?;
     link.flush()?;
     let mut messages = Vec::new();
@@ -101,7 +101,12 @@ fn confirm(link: &mut Link, deadline: Instant) -> Result<Vec<Message>, LinkEnd> 
             Err(errno) => return Err(LinkEnd::Io(errno.into())),
         }
     }
-    if messages.remove(0) == Message::Hello { Ok(messages) } else { Err(LinkEnd::Garbled) }
+    if messages.remove(0) != Message::Hello {
+        return Err(LinkEnd::Garbled);
+    }
+    // Tells the parent that its `Hello` came in time.
+    link.queue(Message::Heartbeat.encode());
+    Ok(messages)
 }
 
 fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>, deadline: Instant) -> Result<(), String> {

@@ -5,13 +5,18 @@
 
 use super::message::Message;
 use snow::TransportState;
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Longest Noise message, and what its tag takes of it (Noise specification, section 3).
 const NOISE_MAX: usize = 65535;
 const TAG: usize = 16;
+/// What is read or written at most before another link has its turn, in Noise messages: no link falls silent because
+/// another one has much to say.
+const TURN: usize = 16;
 /// Longest message we accept from an authenticated peer.
 const MESSAGE_MAX: usize = 1 << 30;
 
@@ -22,7 +27,11 @@ pub(super) struct Link {
     noise: TransportState,
     cipher: Vec<u8>,
     plain: Vec<u8>,
-    outgoing: Vec<u8>,
+    /// Encoded messages, not yet encrypted; of the first one, so many bytes are.
+    outgoing: VecDeque<Arc<[u8]>>,
+    taken: usize,
+    /// One Noise message, partly written.
+    sealed: Vec<u8>,
     written: usize,
     pub(super) heard: Instant,
     pub(super) spoke: Instant,
@@ -53,8 +62,9 @@ impl Link {
     /// A link over a stream whose handshake is done.
     pub(super) fn new(peer: u32, stream: TcpStream, noise: TransportState) -> Self {
         let now = Instant::now();
-        let (cipher, plain, outgoing) = Default::default();
-        Self { peer, stream, noise, cipher, plain, outgoing, written: 0, heard: now, spoke: now }
+        let (cipher, plain, outgoing, sealed) = Default::default();
+        let (taken, written) = (0, 0);
+        Self { peer, stream, noise, cipher, plain, outgoing, taken, sealed, written, heard: now, spoke: now }
     }
 
     /// Takes over bytes that came with the end of the handshake.
@@ -62,61 +72,76 @@ impl Link {
         self.cipher.extend_from_slice(bytes);
     }
 
-    /// Encrypts a message; [`Link::flush`] sends it.
-    pub(super) fn queue(&mut self, message: &Message) -> Result<(), LinkEnd> {
-        let body = message.encode();
-        let mut plain = Vec::with_capacity(4 + body.len());
-        plain.extend((body.len() as u32).to_le_bytes());
-        plain.extend(body);
-        for chunk in plain.chunks(NOISE_MAX - TAG) {
-            let start = self.outgoing.len();
-            let sealed = chunk.len() + TAG;
-            self.outgoing.extend((sealed as u16).to_be_bytes());
-            self.outgoing.resize(start + 2 + sealed, 0);
-            self.noise.write_message(chunk, &mut self.outgoing[start + 2..]).map_err(|_| LinkEnd::Garbled)?;
-        }
+    /// Takes a message over; [`Link::flush`] encrypts and sends it, piece by piece.
+    pub(super) fn queue(&mut self, message: Arc<[u8]>) {
+        self.outgoing.push_back(message);
         self.spoke = Instant::now();
-        Ok(())
     }
 
     /// Whether something waits to be written.
     pub(super) fn has_outgoing(&self) -> bool {
-        self.written < self.outgoing.len()
+        self.written < self.sealed.len() || !self.outgoing.is_empty()
     }
 
-    /// Writes what the socket takes.
+    /// Writes what the socket takes, for one turn.
     pub(super) fn flush(&mut self) -> Result<(), LinkEnd> {
-        while self.has_outgoing() {
-            match self.stream.write(&self.outgoing[self.written..]) {
+        for _ in 0..TURN {
+            if self.written == self.sealed.len() && !self.seal_next()? {
+                return Ok(());
+            }
+            match self.stream.write(&self.sealed[self.written..]) {
                 Ok(0) => return Err(LinkEnd::Closed),
-                Ok(count) => self.written += count,
+                Ok(count) => {
+                    self.written += count;
+                    self.spoke = Instant::now();
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(LinkEnd::Io(e)),
             }
         }
-        self.outgoing.clear();
-        self.written = 0;
         Ok(())
     }
 
-    /// Reads what is there and appends the whole messages in it. An end after whole messages is reported with them
+    /// Encrypts the next piece; `false` if there is none.
+    fn seal_next(&mut self) -> Result<bool, LinkEnd> {
+        let Some(message) = self.outgoing.front() else { return Ok(false) };
+        let end = message.len().min(self.taken + NOISE_MAX - TAG);
+        let piece = &message[self.taken..end];
+        let length = piece.len() + TAG;
+        self.sealed.clear();
+        self.sealed.extend((length as u16).to_be_bytes());
+        self.sealed.resize(2 + length, 0);
+        self.noise.write_message(piece, &mut self.sealed[2..]).map_err(|_| LinkEnd::Garbled)?;
+        self.written = 0;
+        self.taken = end;
+        if end == message.len() {
+            self.outgoing.pop_front();
+            self.taken = 0;
+        }
+        Ok(true)
+    }
+
+    /// Reads what is there, for one turn, and appends the whole messages in it. An end after whole messages is reported with them
     /// already appended.
     pub(super) fn read(&mut self, messages: &mut Vec<Message>) -> Result<(), LinkEnd> {
         let mut buffer = [0_u8; 64 << 10];
-        let end = loop {
+        let mut end = None;
+        for _ in 0..TURN {
             match self.stream.read(&mut buffer) {
-                Ok(0) => break Some(LinkEnd::Closed),
+                Ok(0) => end = Some(LinkEnd::Closed),
                 Ok(count) => {
                     self.heard = Instant::now();
                     self.cipher.extend_from_slice(&buffer[..count]);
                     self.decrypt()?;
+                    continue;
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break None,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => break Some(LinkEnd::Io(e)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => end = Some(LinkEnd::Io(e)),
             }
-        };
+            break;
+        }
         self.decrypt()?;
         self.parse(messages)?;
         end.map_or(Ok(()), Err)

@@ -1,6 +1,7 @@
 //! What agents say to each other on a link, and its encoding.
 
 use super::super::gather::{Parts, Round};
+use std::sync::Arc;
 
 /// A message on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +31,9 @@ pub(super) struct Letter {
 }
 
 impl Message {
-    /// The message as bytes.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+    /// The message as a link sends it: its length, then its bytes.
+    pub(super) fn encode(&self) -> Arc<[u8]> {
+        let mut out = vec![0; 4];
         match self {
             Self::Hello => out.push(0),
             Self::Heartbeat => out.push(1),
@@ -47,10 +48,12 @@ impl Message {
                 put_bytes(&mut out, &letter.blob);
             }
         }
-        out
+        let length = (out.len() - 4) as u32;
+        out[..4].copy_from_slice(&length.to_le_bytes());
+        out.into()
     }
 
-    /// Reads one whole message; `None` if it is none.
+    /// Reads one whole message, without its length; `None` if it is none.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (&kind, rest) = bytes.split_first()?;
         let mut input = Input(rest);
@@ -138,12 +141,14 @@ mod tests {
             Message::Letter(letter),
         ];
         for message in messages {
-            let bytes = message.encode();
-            assert_eq!(Message::decode(&bytes), Some(message));
+            let encoded = message.encode();
+            let (length, bytes) = encoded.split_first_chunk::<4>().unwrap();
+            assert_eq!(u32::from_le_bytes(*length) as usize, bytes.len());
+            assert_eq!(Message::decode(bytes), Some(message));
             for cut in 0..bytes.len() {
                 assert_eq!(Message::decode(&bytes[..cut]), None);
             }
-            assert_eq!(Message::decode(&[bytes, vec![0]].concat()), None);
+            assert_eq!(Message::decode(&[bytes, &[0]].concat()), None);
         }
         assert_eq!(Message::decode(&[9]), None);
     }
