@@ -140,7 +140,9 @@ fn parse_tmpfs(text: &str) -> Result<Tmpfs, String> {
 /// A source relative to where the user stands; the target stays as typed, or follows a lone source.
 fn absolute(bind: &Bind) -> Bind {
     let Ok(here) = std::env::current_dir() else { return bind.clone() };
-    let whole = |path: &str| here.join(path).components().filter(|c| *c != Component::CurDir).collect::<PathBuf>().display().to_string();
+    let whole = |path: &str| {
+        here.join(path).components().filter(|c| *c != Component::CurDir).collect::<PathBuf>().display().to_string()
+    };
     let source = whole(&bind.source);
     let target = if bind.target == bind.source { source.clone() } else { bind.target.clone() };
     Bind { source, target, read_only: bind.read_only }

@@ -179,9 +179,13 @@ mod tests {
 
     #[test]
     fn names_containers_after_images() {
-        for (reference, name) in
-            [("lammps", "lammps"), ("site/lammps:2024", "lammps"), ("./x/env.sqsh", "env"), ("a@sha256:0", "a"), (".", "container")]
-        {
+        for (reference, name) in [
+            ("lammps", "lammps"),
+            ("site/lammps:2024", "lammps"),
+            ("./x/env.sqsh", "env"),
+            ("a@sha256:0", "a"),
+            (".", "container"),
+        ] {
             assert_eq!(short_name(reference), name);
         }
     }

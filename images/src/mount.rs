@@ -157,6 +157,7 @@ fn serve(program: &Path, image: BorrowedFd<'_>, device: &OwnedFd, log: &OwnedFd)
         for (from, to) in [(&null, 0), (&null, 1), (log, 2)] {
             fd::place(from.as_raw_fd(), to)?;
         }
+        drop(null);
         let numbers = (image.as_raw_fd(), device.as_raw_fd());
         for kept in [image, device] {
             fd::set_cloexec(&kept, false)?;

@@ -63,7 +63,7 @@ impl HostDevices {
 /// A detached bind of one device node.
 fn device(path: &Path) -> Result<OwnedFd, Stop> {
     let node = clone_tree(path, false)?;
-    set_attributes(&node, attr::NOSUID | attr::NOEXEC, false, path.display())?;
+    set_attributes(&node, attr::NOSUID, false, path.display())?;
     Ok(node)
 }
 
