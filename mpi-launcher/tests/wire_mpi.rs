@@ -1,8 +1,10 @@
 //! The wire-up with real MPI libraries, without containers: ranks are forked by `chroot`, each node is a process of
 //! this test binary ([`node`]) in its own namespaces.
 //!
-//! Needs root and `COREBOX_MPI_ROOTS`: entries `PROTOCOL,ROOT,PROGRAM` separated by `;`, where PROTOCOL is `pmix` or
-//! `pmi`, ROOT a root directory with an MPI, and PROGRAM in it `testdata/mpi/probe.c`, compiled with that MPI.
+//! Needs root and `COREBOX_MPI_ROOTS`: entries `PROTOCOL,ROOT,PROGRAM[,LIMIT]` separated by `;`, where PROTOCOL is `pmix`
+//! or `pmi`, ROOT a root directory with an MPI, PROGRAM in it `testdata/mpi/probe.c`, compiled with that MPI, and LIMIT
+//! the most ranks per node of several (1 for Debian 12's MPICH 4.0.2, whose UCX hangs in a quarter of all
+//! MPI_Finalize else, under its own mpiexec too). `testdata/mpi/pmi2.c`, linked to libpmi2, is run without failures.
 //! `COREBOX_MPI_TEST=TEXT` runs only the cases whose description contains the text.
 
 use corebox_mpi::wire::exchange::{Config, Exchange, Secret, Timing};
@@ -372,7 +374,11 @@ fn real_mpi_libraries_find_each_other() {
     let _cable = Cable::lay();
     let mut wrong = Vec::new();
     for entry in roots.split(';') {
-        let [protocol, root, program] = entry.split(',').collect::<Vec<_>>()[..] else { panic!("{entry}") };
+        let mut fields = entry.split(',');
+        let [Some(protocol), Some(root), Some(program), limit] = [(); 4].map(|()| fields.next()) else {
+            panic!("{entry}")
+        };
+        let limit = limit.map_or(u32::MAX, |limit| limit.parse().unwrap());
         let cases = [
             (1, 2, "bandwidth", 0),
             (1, 1, "", 0),
@@ -388,7 +394,8 @@ fn real_mpi_libraries_find_each_other() {
         ];
         for (nodes, ppn, mode, expected) in cases {
             let what = format!("{protocol} {program} {nodes}x{ppn} {mode}");
-            if !what.contains(&only) {
+            let cannot = program.ends_with("pmi2") && !["", "bandwidth"].contains(&mode);
+            if !what.contains(&only) || nodes > 1 && ppn > limit || cannot {
                 continue;
             }
             let program = format!("{program} {mode}");

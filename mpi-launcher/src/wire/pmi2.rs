@@ -61,7 +61,9 @@ impl PmiServer {
         let rank = self.rank(local);
         let app = self.shape.app_of(rank).unwrap_or_default();
         let size = self.shape.size();
-        format!("pmi-version=2;pmi-subversion=0;rank={rank};size={size};appnum={app};debugged=FALSE;pmiverbose=0;rc=0;")
+        format!(
+            "pmi-version=2;pmi-subversion=0;rank={rank};size={size};appnum={app};debugged=FALSE;pmiverbose=FALSE;rc=0;"
+        )
     }
 
     fn job_attribute(&self, key: &str) -> String {

@@ -382,6 +382,17 @@ pub(super) fn text_of(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
+/// A copy in memory that C may free.
+pub(super) fn malloced(bytes: &[u8]) -> *const c_char {
+    // SAFETY: any length is allowed.
+    let copy = unsafe { libc::malloc(bytes.len().max(1)) };
+    if !copy.is_null() {
+        // SAFETY: fresh memory of this length.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy.cast(), bytes.len()) };
+    }
+    copy.cast_const().cast()
+}
+
 /// Sets or removes a variable of this process, for libpmix to read.
 ///
 /// Call it while the process has one thread, or only such as never look at the environment.

@@ -74,12 +74,17 @@ impl Infos {
         self.add(key, data_type::STRING, |data| data.string = text.as_ptr());
         self.texts.push(text);
     }
-    /// A byte object; `kind` is `BYTE_OBJECT` or `REGEX`.
-    pub(super) fn bytes(&mut self, key: &str, kind: u16, bytes: Vec<u8>) {
+    /// The bytes of a short form (`PMIx_generate_regex`), NUL included.
+    pub(super) fn short_form(&mut self, key: &str, bytes: Vec<u8>) {
         let bytes = bytes.into_boxed_slice();
         let object = ByteObject { bytes: bytes.as_ptr().cast(), size: bytes.len() };
-        self.add(key, kind, |data| data.bytes = object);
+        self.add(key, data_type::REGEX, |data| data.bytes = object);
         self.bytes.push(bytes);
+    }
+    /// A byte object whose bytes the library frees: it takes endpoint data over without saying so.
+    pub(super) fn bytes_to_keep(&mut self, key: &str, bytes: &[u8]) {
+        let object = ByteObject { bytes: super::ffi::malloced(bytes), size: bytes.len() };
+        self.add(key, data_type::BYTE_OBJECT, |data| data.bytes = object);
     }
     /// An array of infos.
     pub(super) fn infos(&mut self, key: &str, infos: Infos) {

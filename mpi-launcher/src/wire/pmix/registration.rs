@@ -3,7 +3,7 @@
 //! `NODE_MAP` and `PROC_MAP` alone would do for Open MPI 4.1 and 5. But as soon as a rank has `PROC_DATA`, the library
 //! derives nothing for it any more: then `LOCAL_RANK` and `NODE_RANK` must be there, and `RANK` first.
 
-use super::ffi::{Functions, data_type};
+use super::ffi::Functions;
 use super::info::{Infos, c_string, key};
 use super::server::{LocalRank, ServerConfig};
 use crate::wire::JobShape;
@@ -37,7 +37,7 @@ fn add_maps(infos: &mut Infos, functions: &Functions, config: &ServerConfig) {
     for (key, text, ppn) in [(key::NODE_MAP, nodes, false), (key::PROC_MAP, ranks, true)] {
         let text = c_string(&text);
         let plain = || [b"raw:", text.as_bytes_with_nul()].concat();
-        infos.bytes(key, data_type::REGEX, functions.short_form(&text, ppn).unwrap_or_else(plain));
+        infos.short_form(key, functions.short_form(&text, ppn).unwrap_or_else(plain));
     }
 }
 

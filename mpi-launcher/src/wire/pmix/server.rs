@@ -351,7 +351,7 @@ fn group_infos(members: &[Name], parts: &Parts) -> Option<Infos> {
     infos.size(key::GROUP_CONTEXT_ID, number as usize);
     infos.procs(key::GROUP_MEMBERSHIP, members.iter().map(|name| proc(&name.nspace, name.rank)).collect());
     if !endpoints.is_empty() {
-        infos.bytes(key::GROUP_ENDPT_DATA, super::ffi::data_type::BYTE_OBJECT, endpoints);
+        infos.bytes_to_keep(key::GROUP_ENDPT_DATA, &endpoints);
     }
     Some(infos)
 }
