@@ -4,9 +4,10 @@
 //! as many there as it has cores. [`BindTo`] then says how much around those cores the rank may use.
 
 use crate::map::{JobMap, MapNode, MapOptions, Placed};
-use corebox_host::{Core, Topology};
+use corebox_host::Core;
 use corebox_spec::{BindTo, IdSet};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What one rank is bound to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,14 +61,26 @@ pub fn bind_all(nodes: &[MapNode], map: &JobMap, options: &MapOptions) -> Vec<Ve
 pub fn bind(node: &MapNode, ranks: &[&Placed], options: &MapOptions) -> Vec<Binding> {
     let mut pool = Pool::of(node, options);
     let picked: Vec<Vec<usize>> = ranks.iter().map(|placed| pool.pick(placed)).collect();
-    picked
-        .into_iter()
-        .map(|units| {
-            let shared = units.iter().any(|at| pool.uses[*at] > 1);
-            let places = units.iter().map(|at| pool.units[*at].cpu).collect();
-            binding(node, places, shared, options.bind_to)
-        })
-        .collect()
+    // many ranks are bound alike to one NUMA node or package
+    let mut wide: BTreeMap<(IdSet, IdSet), Binding> = BTreeMap::new();
+    let bound = |units: Vec<usize>| {
+        let shared = units.iter().any(|at| pool.uses[*at] > 1);
+        let places: Vec<u32> = units.iter().map(|at| pool.units[*at].cpu).collect();
+        let own: IdSet = places.iter().copied().collect();
+        let mut binding = match options.bind_to {
+            BindTo::Core | BindTo::Hwthread => Binding { places, ..extent(node, own, options.bind_to) },
+            BindTo::Numa | BindTo::Package | BindTo::None => {
+                let around = (node.topology.numa_of(&own), node.topology.packages_of(&own));
+                wide.entry(around).or_insert_with(|| extent(node, own, options.bind_to)).clone()
+            }
+        };
+        if shared {
+            binding.shared = true;
+            binding.text.push_str(", shared");
+        }
+        binding
+    };
+    picked.into_iter().map(bound).collect()
 }
 
 /// The units of a node and how many ranks have each.
@@ -108,6 +121,9 @@ impl Pool {
     /// The first `wanted` of the free units that lie as close together as can be had: cores of one kind below one L3, in one
     /// NUMA node, in one package; then of mixed kinds. Whole cores first.
     fn together(&self, free: &[usize], wanted: usize) -> Vec<usize> {
+        if wanted == 1 {
+            return free[..1].to_vec(); // equally used ones are in the order of `units`: whole and fast ones first
+        }
         for whole in [true, false] {
             let fit: Vec<usize> = free.iter().copied().filter(|at| self.units[*at].core.whole || !whole).collect();
             for domain in DOMAINS {
@@ -147,10 +163,9 @@ fn kind(core: &Core) -> Option<u32> {
     Some(core.kind.0.into())
 }
 
-/// What a rank with these CPUs for its threads is bound to.
-fn binding(node: &MapNode, places: Vec<u32>, shared: bool, bind_to: BindTo) -> Binding {
+/// What a rank that has these CPUs to itself may use.
+fn extent(node: &MapNode, own: IdSet, bind_to: BindTo) -> Binding {
     let topology = node.topology;
-    let own: IdSet = places.iter().copied().collect();
     let around = |cpus: IdSet| cpus.intersection(node.allowed_cpus);
     let (numa, package) = (topology.numa_of(&own), topology.packages_of(&own));
     let cpus = match bind_to {
@@ -159,19 +174,16 @@ fn binding(node: &MapNode, places: Vec<u32>, shared: bool, bind_to: BindTo) -> B
         BindTo::Package => around(topology.select(|cpu| package.contains(cpu.package))),
         BindTo::None => node.allowed_cpus.clone(),
     };
-    let one_by_one = matches!(bind_to, BindTo::Core | BindTo::Hwthread);
-    let mut bound = Binding {
+    let mut extent = Binding {
         mems: memory(node, &cpus, bind_to),
         cores: topology.cores_of(&cpus),
         numa: topology.numa_of(&cpus),
         package: topology.packages_of(&cpus),
-        places: if one_by_one { places } else { Vec::new() },
         cpus,
-        shared,
-        text: String::new(),
+        ..Binding::default()
     };
-    bound.text = text(&bound, bind_to);
-    bound
+    extent.text = text(&extent, bind_to);
+    extent
 }
 
 fn memory(node: &MapNode, cpus: &IdSet, bind_to: BindTo) -> IdSet {
@@ -183,14 +195,13 @@ fn memory(node: &MapNode, cpus: &IdSet, bind_to: BindTo) -> IdSet {
 fn text(binding: &Binding, bind_to: BindTo) -> String {
     let named = |word: &str, set: &IdSet| format!("{word}{} {set}", if set.len() == 1 { "" } else { "s" });
     let cpus = named("cpu", &binding.cpus);
-    let text = match bind_to {
+    match bind_to {
         BindTo::Core => format!("{} ({cpus})", named("core", &binding.cores)),
         BindTo::Hwthread => format!("{cpus} ({})", named("core", &binding.cores)),
         BindTo::Numa => format!("{} ({cpus})", named("numa", &binding.numa)),
         BindTo::Package => format!("{} ({cpus})", named("package", &binding.package)),
-        BindTo::None => return format!("not bound ({cpus})"),
-    };
-    if binding.shared { format!("{text}, shared") } else { text }
+        BindTo::None => format!("not bound ({cpus})"),
+    }
 }
 
 /// OMP_PLACES for the threads of a rank: `{0},{1}`; `None` when they are not bound one by one, where places would pile up the
@@ -208,9 +219,4 @@ pub fn omp_env(binding: &Binding, cpus_per_rank: u32) -> Vec<(String, String)> {
     }
     let places = omp_places(binding).map(|places| ("OMP_PLACES".to_owned(), places));
     [("OMP_NUM_THREADS".to_owned(), cpus_per_rank.to_string())].into_iter().chain(places).collect()
-}
-
-/// The place of a rank as Open MPI compares it with that of its neighbours (`PMIX_LOCALITY_STRING`).
-pub fn locality_string(topology: &Topology, binding: &Binding) -> Option<String> {
-    topology.locality(&binding.cpus)
 }

@@ -95,7 +95,13 @@ fn check_map(context: &str, nodes: &[MapNode], map: &JobMap, options: &MapOption
 
 fn check_bindings(context: &str, node: &MapNode, bindings: &[Binding], options: &MapOptions) {
     let mut used = BTreeSet::new();
-    for bound in bindings {
+    let first_threads: IdSet =
+        node.topology.cores(node.allowed_cpus).iter().filter_map(|core| core.threads.iter().min().copied()).collect();
+    let wide = !matches!(options.bind_to, BindTo::Core | BindTo::Hwthread);
+    for (at, bound) in bindings.iter().enumerate() {
+        if wide && at > 0 && bindings[at - 1] == *bound {
+            continue;
+        }
         let context = format!("{context}: {}", bound.text);
         assert!(!bound.cpus.is_empty() && bound.cpus.is_subset(node.allowed_cpus), "{context}");
         assert!(!bound.mems.is_empty() && bound.mems.is_subset(node.allowed_mems), "{context}");
@@ -106,11 +112,9 @@ fn check_bindings(context: &str, node: &MapNode, bindings: &[Binding], options: 
         match options.bind_to {
             BindTo::Core => {
                 assert_eq!(bound.cpus.len(), options.cpus_per_rank as usize, "{context}");
-                for core in bound.cores.iter() {
-                    assert!(used.insert(core), "{context}: core {core} twice");
-                    let ours = node.topology.select(|cpu| cpu.core == core).intersection(node.allowed_cpus);
-                    assert!(bound.cpus.contains(ours.first().unwrap()), "{context}: not the first thread");
-                }
+                assert_eq!(bound.cores.len(), options.cpus_per_rank as usize, "{context}");
+                assert!(bound.cores.iter().all(|core| used.insert(core)), "{context}: a core twice");
+                assert!(bound.cpus.is_subset(&first_threads), "{context}: not the first thread");
             }
             BindTo::Hwthread => {
                 assert_eq!(bound.cpus.len(), options.cpus_per_rank as usize, "{context}");
@@ -148,8 +152,8 @@ fn check_all(nodes: &[MapNode], threads: &[u32]) -> (u32, u32) {
                 .iter()
                 .flat_map(|rooms| nodes.iter().zip(rooms))
                 .fold(0, |sum, (node, room)| sum + limit(node, *room).min(ppn.map_or(usize::MAX, |n| n as usize)));
-            // a large machine takes a second per hundred full jobs in a debug build
-            let some: &[usize] = if fit > 50 { &[2, fit + 1] } else { &[1, 2, fit / 2, fit, fit + 1] };
+            // fewer on large machines: a debug build binds a hundred thousand ranks in some seconds
+            let some: &[usize] = if fit > 50 { &[fit + 1] } else { &[2, fit, fit + 1] };
             for ranks in some.iter().filter(|n| **n > 0).map(|n| Some(*n)).chain([None]) {
                 let options = MapOptions { ranks: vec![ranks.map(|n| n as u32)], ..base.clone() };
                 let context = format!("{} x{} {options:?}", nodes[0].name, nodes.len());
@@ -189,7 +193,7 @@ fn every_promise_holds_on_every_machine() {
     let (mut mapped, mut refused) = (0, 0);
     for machine in machines::all() {
         let host = machine.host();
-        let threads: &[u32] = if host.topology.cpus.len() > 100 { &[1, 3, 20] } else { &[1, 2, 3, 4, 5] };
+        let threads: &[u32] = if host.topology.cpus.len() > 100 { &[1, 20] } else { &[1, 2, 3, 5] };
         let one = [MapNode::new("n1", None, &host)];
         let two = [MapNode::new("n1", None, &host), MapNode::new("n2", Some(3), &host)];
         for nodes in [&one[..], &two[..]] {
