@@ -81,7 +81,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     mpi: Option<MpiName>,
     /// How to reach other nodes: `ssh`, `local`, or a command that takes HOST COMMAND…
-    #[arg(long, value_name = "CMD", default_value = "ssh")]
+    #[arg(long, value_name = "CMD", default_value = "ssh", overrides_with = "rsh")]
     rsh: String,
     /// Path of corebox on the other nodes, if it is another one there.
     #[arg(long, value_name = "PATH")]

@@ -63,7 +63,7 @@ fn serve(link: &mut LauncherLink) -> Result<(), End> {
     let shape = node.shape(&plan)?;
     let mut service = Service::open(node.hello.pmi, shape, node.libpmix, node.exchange, &node.image.facts)?;
     let mut ranks = Ranks::open(&plan)?;
-    let mut container = ranks.contain(&plan, &node.image, &service)?;
+    let mut container = ranks.contain(&node.hello.job, &plan, &node.image, &service)?;
     // threads may start from here on: init is forked, and sets up the container meanwhile
     service.start(Start {
         ranks: ranks.plans(),

@@ -83,8 +83,9 @@ impl Ranks {
     ///
     /// # Errors
     /// What planning or creating a container can fail with.
-    pub fn contain(&mut self, plan: &NodePlan, image: &Image, service: &Service) -> Result<Container, Failure> {
+    pub fn contain(&mut self, job: &str, plan: &NodePlan, image: &Image, service: &Service) -> Result<Container, Failure> {
         let mut spec = plan.container.clone();
+        spec.name = job.to_owned();
         if let Some(directory) = service.directory() {
             let path = directory.display().to_string();
             spec.binds.push(Bind { source: path.clone(), target: path, read_only: false });

@@ -33,8 +33,11 @@ pub fn end_of_job(watch: &Watch, nodes: &[String]) -> (u8, Vec<Failure>) {
                 .hint("the other ranks would have waited for it; see its output above.")
         }
         Reason::Aborted { rank, code, message } => {
-            let text = message.trim();
-            let said = if text.is_empty() { String::new() } else { format!(": {text}") };
+            // Open MPI sends `N/A` when the program gave no words
+            let said = match message.trim() {
+                "" | "N/A" => String::new(),
+                text => format!(": {text}"),
+            };
             of_rank(*rank, format!("it called MPI_Abort with code {code}{said}"), abort_code(*code))
         }
         Reason::Misbound { rank, planned, found } => {

@@ -134,9 +134,13 @@ impl Watch {
             }
             FromAgent::Exited { rank, outcome, unfinished, core } => {
                 self.running.remove(&rank);
-                if self.reason.is_some() {
-                    self.ended_with_job.push(rank);
-                    return None;
+                match &self.reason {
+                    Some(Reason::Aborted { rank: aborter, .. }) if *aborter == rank => return None,
+                    Some(_) => {
+                        self.ended_with_job.push(rank);
+                        return None;
+                    }
+                    None => {}
                 }
                 match (outcome.success(), unfinished) {
                     (true, false) => None,
