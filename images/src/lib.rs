@@ -19,6 +19,7 @@ mod layer;
 pub mod mount;
 mod oci;
 mod reference;
+mod root_inode;
 mod source;
 mod squash;
 mod staging;

@@ -1,7 +1,7 @@
 //! Writes the image file: a tar stream of our own making into `mksquashfs - FILE -tar` (squashfs-tools 4.5 or newer).
 //!
-//! What the stream must look like was learnt from mksquashfs 4.5.1: an entry for the root directory is ignored (its
-//! metadata go on the command line), a second entry of a name is ignored, a hard link to a later entry crashes it, a
+//! What the stream must look like was learnt from mksquashfs 4.5.1: an entry for the root directory is ignored (see
+//! `root_inode.rs`; extended attributes of the root are lost), a second entry of a name is ignored, a hard link to a later entry crashes it, a
 //! time before 1970 in a pax header is fatal, and `.`/`..` are stripped silently. The tree upstream of here has put
 //! all of that in order.
 
@@ -9,7 +9,7 @@ use crate::entry::{Device, Meta};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use tar::{EntryType, Header};
@@ -25,6 +25,8 @@ pub(crate) enum SquashError {
     Start(io::Error),
     #[error("mksquashfs failed ({status}){}", told(.said))]
     Failed { status: String, said: String },
+    #[error("set the owner of the image's root directory: {0}")]
+    Root(io::Error),
     #[error("read `{path}`: {error}")]
     Content { path: String, error: io::Error },
     #[error("`{0}` changed its size while it was read")]
@@ -73,10 +75,12 @@ pub(crate) struct Squash {
     stdin: BufWriter<ChildStdin>,
     stderr: JoinHandle<String>,
     buffer: Vec<u8>,
+    out: PathBuf,
+    root: Meta,
 }
 
 impl Squash {
-    /// Starts writing `out`, which must not exist, with this metadata on the root directory.
+    /// Starts writing `out` (an existing file is replaced), with this metadata on the root directory.
     pub(crate) fn start(out: &Path, root: &Meta, settings: Settings) -> Result<Self, SquashError> {
         let mut child = Command::new("mksquashfs")
             .arg("-")
@@ -97,7 +101,9 @@ impl Squash {
             return Err(SquashError::Start(io::ErrorKind::BrokenPipe.into()));
         };
         let stdin = BufWriter::with_capacity(1 << 16, stdin);
-        Ok(Self { child, stdin, stderr: std::thread::spawn(move || read_stderr(stderr)), buffer: vec![0; 1 << 16] })
+        let stderr = std::thread::spawn(move || read_stderr(stderr));
+        let root = Meta { mtime: settings.epoch.unwrap_or(root.mtime), ..root.clone() };
+        Ok(Self { child, stdin, stderr, buffer: vec![0; 1 << 16], out: out.to_owned(), root })
     }
 
     pub(crate) fn directory(&mut self, path: &[u8], meta: &Meta) -> Result<(), SquashError> {
@@ -159,11 +165,14 @@ impl Squash {
         if self.stdin.flush().is_err() {
             return Err(self.failure());
         }
-        let Self { mut child, stdin, stderr, .. } = self;
+        let Self { mut child, stdin, stderr, out, root, .. } = self;
         drop(stdin);
         let status = child.wait().map_err(SquashError::Start)?;
         let said = stderr.join().unwrap_or_default();
-        if status.success() { Ok(()) } else { Err(SquashError::Failed { status: describe(status), said }) }
+        if !status.success() {
+            return Err(SquashError::Failed { status: describe(status), said });
+        }
+        crate::root_inode::set_root(&out, root.uid, root.gid, root.mtime).map_err(SquashError::Root)
     }
 
     /// Stops mksquashfs because the source failed; the caller removes what it wrote.
@@ -223,6 +232,7 @@ fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     // level 9 is 7 times faster than mksquashfs's default of 15 and gives files 5 % larger; reading is as fast
     let mut words: Vec<String> = [
         "-tar",
+        "-noI",
         "-comp",
         "zstd",
         "-Xcompression-level",
@@ -238,8 +248,6 @@ fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     .to_vec();
     words.extend(["-processors".into(), settings.processors.to_string()]);
     words.extend(["-root-mode".into(), format!("{:o}", root.mode)]);
-    words.extend(["-root-uid".into(), root.uid.to_string(), "-root-gid".into(), root.gid.to_string()]);
-    words.extend(["-root-time".into(), root_time.to_string()]);
     // without it the file system would carry the time of the import, and no two imports would be the same file
     words.extend(["-mkfs-time".into(), root_time.to_string()]);
     if let Some(epoch) = settings.epoch {

@@ -20,12 +20,15 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Names a file in `directory` (the store's `tmp`) that does not exist yet.
+    /// Makes an empty file in `directory` (the store's `tmp`).
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(|_| Error::new("getrandom for", directory.display(), Errno::EIO))?;
         let name = format!("{},{:016x}", Owner::own()?, u64::from_ne_bytes(random));
-        Ok(Self { path: directory.join(name) })
+        let path = directory.join(name);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
+        made.map_err(|error| Error::io("create", path.display(), &error))?;
+        Ok(Self { path })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -35,7 +38,7 @@ impl Staging {
     /// Puts this content into the file and makes sure that it is on the disk.
     pub(crate) fn write(&self, content: &[u8]) -> Result<()> {
         let failed = |error: std::io::Error| Error::io("write", self.path.display(), &error);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&self.path).map_err(failed)?;
+        let mut file = OpenOptions::new().write(true).open(&self.path).map_err(failed)?;
         file.write_all(content).map_err(failed)?;
         // the umask of whoever fills a shared store must not hide it from the others
         file.set_permissions(PermissionsExt::from_mode(0o644)).map_err(failed)?;

@@ -1,0 +1,12 @@
+//! `corebox image`, on the real program: what goes in comes out, what is hostile stays out, what is killed leaves
+//! nothing behind.
+
+mod bootstrap;
+mod faults;
+mod hostile;
+mod import;
+mod mpi;
+mod oci;
+mod sources;
+mod store;
+mod support;
