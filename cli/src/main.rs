@@ -1,8 +1,10 @@
 //! `corebox`: the command. One file per subcommand, each with its `Args` and a `run` that returns the exit code.
 
 mod container_options;
+mod host;
 mod image;
 mod mpirun;
+mod reference;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -19,9 +21,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Host(host::Args),
     Image(image::Args),
     Run(run::Args),
     Mpirun(Box<mpirun::Args>),
+    Completion(reference::CompletionArgs),
+    Man(reference::ManArgs),
     /// Serve a job on this node over standard input and output (started by `mpirun`).
     #[command(hide = true)]
     Agent,
@@ -29,9 +34,15 @@ enum Command {
 
 fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
+        Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args),
         Command::Run(args) => run::run(args),
         Command::Mpirun(args) => mpirun::run(*args),
+        Command::Completion(args) => {
+            reference::completion::<Cli>(&args);
+            Ok(0)
+        }
+        Command::Man(args) => reference::man::<Cli>(&args).map(|()| 0),
         Command::Agent => Ok(corebox_mpi::agent::run()),
     }
 }
