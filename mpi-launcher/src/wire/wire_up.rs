@@ -85,7 +85,7 @@ impl WireUp {
     pub fn wake_fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds = vec![self.exchange.wake_fd()];
         if let Protocol::Pmix(server) = &self.protocol {
-            fds.push(server.wake_fd());
+            fds.extend(server.wake_fds());
         }
         fds
     }

@@ -7,8 +7,10 @@
 #![allow(unsafe_code)]
 
 use super::info::Infos;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -391,6 +393,27 @@ pub(super) fn malloced(bytes: &[u8]) -> *const c_char {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy.cast(), bytes.len()) };
     }
     copy.cast_const().cast()
+}
+
+pub(super) use libc::{TCP_NODELAY, TCP_QUICKACK};
+
+/// Switches an option of TCP on, on a socket of the library; anything else is left as it is.
+pub(super) fn set_tcp_option(fd: RawFd, option: c_int) {
+    let on: c_int = 1;
+    let length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: reads an int; a number that is no TCP socket is refused by the kernel.
+    unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, option, (&raw const on).cast(), length) };
+}
+
+/// Watches a socket of the library for data that arrive.
+///
+/// For room to write, too: epoll looks again before it tells, and the library's thread has read the data by then. What
+/// it still sees is that there is room, as always, and edge-triggered that is told once per arrival.
+pub(super) fn watch(epoll: &Epoll, fd: RawFd) -> nix::Result<()> {
+    // SAFETY: used for one system call, which refuses a number that has been closed meanwhile.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let what = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+    epoll.add(socket, EpollEvent::new(what, fd as u64))
 }
 
 /// Sets or removes a variable of this process, for libpmix to read.

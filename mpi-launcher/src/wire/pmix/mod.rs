@@ -1,5 +1,6 @@
 //! PMIx for Open MPI (and others): a server through the host's libpmix, found at run time.
 
+mod acks;
 mod environment;
 mod ffi;
 mod info;

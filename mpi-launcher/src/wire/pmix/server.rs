@@ -1,5 +1,6 @@
 //! A node's PMIx server: the library's upcalls in, [`PmixEvent`]s for the agent out.
 
+use super::acks::{self, Acks};
 use super::ffi::{ERR_NOT_FOUND, OPERATION_SUCCEEDED, RANK_WILDCARD, SUCCESS, Status};
 use super::info::{Infos, key, proc};
 use super::upcalls::{self, BlobAnswer, GroupAnswer, MODULE, MODULE_WITH_GROUPS, Name, Upcall};
@@ -126,6 +127,7 @@ pub struct PmixServer {
     questions: HashMap<u64, BlobAnswer>,
     next_question: u64,
     next_group: u32,
+    acks: Option<Acks>,
 }
 
 impl PmixServer {
@@ -139,9 +141,14 @@ impl PmixServer {
         let (upcalls, wake) = opened.ok_or_else(|| refused("PMIx_server_init", "this process has a server already"))?;
         environment::prepare_process();
         let (waiting, questions) = Default::default();
-        let server = Self { library, config, upcalls, wake, waiting, questions, next_question: 0, next_group: 0 };
+        let mut server =
+            Self { library, config, upcalls, wake, waiting, questions, next_question: 0, next_group: 0, acks: None };
         server.init()?;
         server.register()?;
+        let first = server.config.shape.local_ranks().first().copied();
+        let port = first.and_then(|rank| acks::port_in(&server.environment(rank).ok()?));
+        // Without it, everything works, but slower.
+        server.acks = port.and_then(|port| Acks::new(port).ok());
         Ok(server)
     }
 
@@ -198,9 +205,9 @@ impl PmixServer {
         &self.library
     }
 
-    /// Readable when [`PmixServer::events`] has something.
-    pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    /// One of them is readable when [`PmixServer::events`] has something to do.
+    pub fn wake_fds(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(self.wake.as_fd()).chain(self.acks.as_ref().map(Acks::wake_fd)).collect()
     }
 
     /// What has happened since the last call. Never blocks.
@@ -208,6 +215,12 @@ impl PmixServer {
         // EAGAIN: nobody has signalled.
         let _ = self.wake.read();
         let upcalls: Vec<Upcall> = self.upcalls.try_iter().collect();
+        if let Some(acks) = &self.acks {
+            if upcalls.iter().any(|upcall| matches!(upcall, Upcall::Connected(_))) {
+                acks.find();
+            }
+            acks.push();
+        }
         upcalls.into_iter().filter_map(|upcall| self.event(upcall)).collect()
     }
 
