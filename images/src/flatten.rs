@@ -208,12 +208,8 @@ struct StreamCopy<'a> {
 
 impl StreamCopy<'_> {
     fn all(&mut self, tar: &mut TarReader<impl Read>) -> Result<(), FlattenError> {
-        while let Some((ordinal, mut entry)) = tar.next()? {
+        while let Some((ordinal, entry)) = tar.next()? {
             self.check(&entry)?;
-            if entry.path.is_empty() {
-                // mmdebstrap makes the root directory before fakeroot takes over: it belongs to the caller there
-                (entry.meta.uid, entry.meta.gid) = (0, 0);
-            }
             let is_root = entry.path.is_empty();
             let has_content = matches!(entry.kind, Kind::File { size } if size > 0);
             self.tree.put(entry.clone(), ContentAt { layer: 0, ordinal })?;

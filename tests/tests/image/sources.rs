@@ -117,14 +117,16 @@ pub fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An image of a layout: its architecture if the index names it, its layers as stored, its `config`.
+pub type Platform<'a> = (Option<&'a str>, &'a [Vec<u8>], serde_json::Value);
+
 /// An OCI layout: file name → content.
 pub struct Layout {
     pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl Layout {
-    /// One image per platform, each with these layers (as stored) and this `config` object of its image config.
-    pub fn new(images: &[(Option<&str>, &[Vec<u8>], serde_json::Value)]) -> Self {
+    pub fn new(images: &[Platform]) -> Self {
         let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
         let mut blob = |media: &str, bytes: Vec<u8>| {
             let hex = digest(&bytes);
