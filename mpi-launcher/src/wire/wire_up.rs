@@ -124,9 +124,7 @@ impl WireUp {
         }
     }
 
-    /// Ends server and links in good order: every rank of the job has finalized and exited.
-    ///
-    /// libpmix's own good-bye is left out: it can block for ever, and the agent's exit does the same.
+    /// Ends the links in good order: every rank of the job, on all nodes, has exited.
     pub fn close(mut self) {
         self.exchange.close();
     }

@@ -193,7 +193,6 @@ pub(super) struct Functions {
     get_version: unsafe extern "C" fn() -> *const c_char,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     server_init: unsafe extern "C" fn(*const Module, *const Info, usize) -> Status,
-    server_finalize: unsafe extern "C" fn() -> Status,
     generate_regex: unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> Status,
     generate_ppn: unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> Status,
     register_nspace:
@@ -234,7 +233,6 @@ impl Functions {
             get_version: symbol!("PMIx_Get_version"),
             error_string: symbol!("PMIx_Error_string"),
             server_init: symbol!("PMIx_server_init"),
-            server_finalize: symbol!("PMIx_server_finalize"),
             generate_regex: symbol!("PMIx_generate_regex"),
             generate_ppn: symbol!("PMIx_generate_ppn"),
             register_nspace: symbol!("PMIx_server_register_nspace"),
@@ -262,12 +260,6 @@ impl Functions {
     pub(super) fn server_init(&self, module: &'static Module, infos: &Infos) -> Status {
         // SAFETY: both live long enough (the library copies what it keeps), and have the library's layout.
         unsafe { (self.server_init)(module, infos.as_ptr(), infos.len()) }
-    }
-
-    /// Ends the server. Blocks forever after a client was rejected (4.2.2 leaves a mutex locked).
-    pub(super) fn server_finalize(&self) -> Status {
-        // SAFETY: the server was started, and is ended once.
-        unsafe { (self.server_finalize)() }
     }
 
     /// The node names (or with `ppn` the ranks) in the library's short form, NUL included. `None` for the binary

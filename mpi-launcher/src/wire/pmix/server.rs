@@ -117,6 +117,9 @@ enum Waiting {
 }
 
 /// The PMIx server of one node. One per process: libpmix knows no two.
+///
+/// It has no end of its own: `PMIx_server_finalize` blocks for ever after a client was rejected (libpmix 4.2 leaves a
+/// mutex locked), and what it would do, the exit of the agent does.
 pub struct PmixServer {
     library: Library,
     config: ServerConfig,
@@ -301,18 +304,6 @@ impl PmixServer {
             answer.give(blob.split_first().map(|(_, blob)| blob.to_vec()).ok_or(ERR_NOT_FOUND));
         }
     }
-
-    /// Ends the server in good order. Only after a job whose ranks all connected and finalized: after a client was
-    /// rejected, libpmix 4.2 blocks here for ever (a mutex stays locked).
-    ///
-    /// # Errors
-    /// If the library says so.
-    pub fn finalize(self) -> Result<(), Failure> {
-        self.check("PMIx_server_finalize", self.library.functions.server_finalize())
-    }
-
-    /// Leaves the server as it is: the process is about to exit.
-    pub fn abandon(self) {}
 
     /// The rank, if it is of our job.
     fn own(&self, name: &Name) -> Option<u32> {
