@@ -56,6 +56,11 @@ fn environment_is_what_hydra_gives() {
 #[test]
 fn barriers_carry_the_new_pairs() {
     let mut nodes = [PmiServer::new(shape(0)), PmiServer::new(shape(1))];
+    for server in &mut nodes {
+        for local in 0..2 {
+            ask(server, local, "cmd=get_maxes");
+        }
+    }
     for round in 0..2 {
         let mut parts = Vec::new();
         for (node, server) in (0..).zip(&mut nodes) {
