@@ -302,6 +302,10 @@ fn a_whole_core_is_taken_before_half_ones() {
     // of cores 0 and 1 only one thread is ours, of core 2 both
     let host = machines::Fake { name: "halves", allowed_cpus: "0,3-5", ..machines::adjacent() }.host();
     assert_eq!(cpus(&host, &MapOptions { ranks: vec![Some(3)], ..options() }), ["4", "0", "3"]);
+    // below the first L3 one whole core and two halves, below the second four whole ones
+    let host = machines::Fake { name: "whole", allowed_cpus: "0-2,128,8-11,136-139", ..machines::epyc() }.host();
+    let two = MapOptions { ranks: vec![Some(3)], cpus_per_rank: 2, ..options() };
+    assert_eq!(cpus(&host, &two), ["8-9", "10-11", "0-1"]);
 }
 
 #[test]
