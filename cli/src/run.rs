@@ -6,6 +6,7 @@ use corebox_runtime::{Container, ContainerPlan, Event, HostFacts, ImageSource, P
 use corebox_spec::{ContainerSpec, Edits, Failure, Outcome};
 use corebox_sys::signal::{self, Arrived, Signals};
 use corebox_sys::{fd, process};
+use std::io::Write as _;
 use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
@@ -78,11 +79,10 @@ fn rdma_edits(spec: &ContainerSpec) -> Result<Vec<Edits>, Failure> {
     Ok(if devices.is_empty() { Vec::new() } else { vec![corebox_rdma::edits(&devices)] })
 }
 
-/// An image of the store; a path (with a `/`, or of a file that is there) is an image file.
+/// An image of the store; what has a `/` is the path of an image file (no name has one), as is what ends in `.sqsh`.
 fn find_image(reference: &str) -> Result<ImageSource, Failure> {
-    let path = Path::new(reference);
-    if reference.contains('/') && path.is_file() || reference.ends_with(".sqsh") && path.is_file() {
-        return Ok(ImageSource { path: path.to_owned(), digest: None, config: Default::default() });
+    if reference.contains('/') || reference.ends_with(".sqsh") {
+        return Ok(ImageSource { path: reference.into(), digest: None, config: Default::default() });
     }
     let image = Store::open()?.find(reference)?;
     Ok(ImageSource { path: image.path, digest: Some(image.digest), config: image.facts.config })
@@ -96,13 +96,14 @@ fn short_name(reference: &str) -> String {
 
 fn show(plan: &ContainerPlan) -> Result<u8, Failure> {
     let text = serde_json::to_string_pretty(plan).map_err(|e| Failure::new("cannot print the plan", e))?;
-    println!("{text}");
+    // A reader that closes the pipe has seen enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
     Ok(0)
 }
 
 fn print_timing(container: &Container) {
     for (step, microseconds) in container.steps() {
-        eprintln!("{:>9.3} ms  {step}", *microseconds as f64 / 1000.0);
+        let _ = writeln!(std::io::stderr(), "{:>9.3} ms  {step}", *microseconds as f64 / 1000.0);
     }
 }
 
@@ -137,7 +138,7 @@ fn follow(container: &mut Container, signals: &Signals) -> Result<u8, Failure> {
     loop {
         while let Some(event) = container.next_event()? {
             match event {
-                Event::Exited { outcome, .. } => return Ok(finish(container, outcome)),
+                Event::Exited { outcome, .. } => return finish(container, outcome),
                 Event::ExecFailed { failure, .. } | Event::Failed(failure) => return Err(failure),
                 Event::Gone => return Err(Failure::new("cannot wait for the container", "it is gone")),
                 Event::Ready | Event::Started { .. } => {}
@@ -152,9 +153,16 @@ fn follow(container: &mut Container, signals: &Signals) -> Result<u8, Failure> {
     }
 }
 
-fn finish(container: &mut Container, outcome: Outcome) -> u8 {
+/// Ends what the command left behind, and says so if the memory limit ended the command.
+fn finish(container: &mut Container, outcome: Outcome) -> Result<u8, Failure> {
     container.kill();
-    outcome.code()
+    let killed = matches!(outcome, Outcome::Signaled { signal: signal::SIGKILL, .. });
+    if killed && container.out_of_memory() {
+        return Err(Failure::new("the command was killed", "its memory limit is reached")
+            .hint("allow it more (--mem); what lies in /dev/shm, /tmp and a writable root counts too.")
+            .code(outcome.code()));
+    }
+    Ok(outcome.code())
 }
 
 /// Gives the command what was meant for it. The terminal's signals went to its whole foreground group, the command

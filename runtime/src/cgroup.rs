@@ -242,6 +242,16 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Whether the kernel killed a process in them because memory was at its limit.
+    pub(crate) fn out_of_memory(&self) -> bool {
+        // Version 1 and version 2 (memory.oom_control, memory.events): a line `oom_kill N`.
+        let count = |directory: &PathBuf, file: &str| {
+            let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.directories.iter().any(|d| count(d, "memory.oom_control") + count(d, "memory.events") > 0)
+    }
+
     /// Removes them once their processes are gone; gives up after a few seconds (then the next start sweeps).
     pub(crate) fn remove(&mut self) {
         for directory in self.directories.drain(..) {

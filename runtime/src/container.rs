@@ -66,6 +66,7 @@ pub struct Container {
     failed: bool,
     gone: bool,
     killed: bool,
+    out_of_memory: bool,
     steps: Vec<(String, u64)>,
 }
 
@@ -93,6 +94,7 @@ impl Container {
             failed: false,
             gone: false,
             killed: false,
+            out_of_memory: false,
             steps,
         })
     }
@@ -105,7 +107,7 @@ impl Container {
         while !self.ready {
             match self.next_event()? {
                 Some(Event::Failed(failure)) => return Err(failure),
-                Some(Event::Gone) => return Err(silent_end(&self.name, false, None)),
+                Some(Event::Gone) => return Err(silent_end(&self.name, false, None, false)),
                 Some(_) => {}
                 None => {
                     fd::poll_readable(&[self.control_fd()], None).map_err(|e| self.lost(&e))?;
@@ -117,16 +119,19 @@ impl Container {
 
     /// Starts processes, side by side. Events tell what becomes of each.
     ///
+    /// Kept descriptors that they name are handed over: the container holds no other copy, so a pipe ends with the
+    /// processes that have it. (Close your own copy.) A later `start` cannot name them again.
+    ///
     /// # Errors
     /// A descriptor that was not kept at create, or a container that is gone.
     pub fn start(&mut self, processes: &[ProcessPlan]) -> Result<(), Failure> {
         for process in processes {
-            let named = process.stdio.iter().filter(|fd| **fd > 2).chain(&process.keep_fds);
-            if let Some(fd) = named.into_iter().find(|fd| !self.keep_fds.contains(fd)) {
-                let cause = format!("descriptor {fd} was not kept when the container was created");
+            if let Some(fd) = process.handed_over().find(|fd| !self.keep_fds.contains(fd)) {
+                let cause = format!("descriptor {fd} was not kept when the container was created, or was handed over");
                 return Err(Failure::new(format!("cannot start process {}", process.id), cause));
             }
         }
+        self.keep_fds.retain(|kept| !processes.iter().any(|process| process.handed_over().any(|fd| fd == *kept)));
         self.order(&Order::Start(processes.to_vec()))
     }
 
@@ -172,7 +177,13 @@ impl Container {
         self.end();
     }
 
+    /// Whether its memory limit made the kernel kill a process of it.
+    pub fn out_of_memory(&self) -> bool {
+        self.out_of_memory || self.created.as_ref().is_some_and(|created| created.cgroups.out_of_memory())
+    }
+
     fn end(&mut self) -> Option<Outcome> {
+        self.out_of_memory = self.out_of_memory();
         let status = self.created.take()?.destroy(&self.cleanup_paths);
         status.map(Outcome::from_wait_status)
     }
@@ -192,7 +203,12 @@ impl Container {
             Received::End => {
                 let outcome = self.end();
                 if !self.failed && !self.killed {
-                    self.queue.push_back(Event::Failed(silent_end(&self.name, self.ready, outcome)));
+                    self.queue.push_back(Event::Failed(silent_end(
+                        &self.name,
+                        self.ready,
+                        outcome,
+                        self.out_of_memory,
+                    )));
                 }
                 self.gone = true;
                 self.queue.push_back(Event::Gone);

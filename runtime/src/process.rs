@@ -60,6 +60,11 @@ impl ProcessPlan {
             group: Grouping::Caller,
         }
     }
+
+    /// Descriptors that must have been kept at create, and that init closes once the process has them.
+    pub(crate) fn handed_over(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.stdio.iter().filter(|fd| **fd > 2).chain(&self.keep_fds).copied()
+    }
 }
 
 /// Becomes the program of `plan`: bind, read back, report, exec. Never returns.

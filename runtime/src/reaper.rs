@@ -9,8 +9,8 @@ use corebox_sys::control::{Received, Socket};
 use corebox_sys::process::{self, Forked, SingleThreaded};
 use corebox_sys::signal::{self, Signals};
 use corebox_sys::{Result, fd};
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, RawFd};
 
 /// Init's state.
 #[derive(Debug)]
@@ -100,7 +100,9 @@ impl Reaper {
                 }
             }
         }
-        Ok(())
+        // Handed over: a pipe must end when the process ends, not when we do.
+        let named: BTreeSet<RawFd> = plans.iter().flat_map(ProcessPlan::handed_over).collect();
+        named.into_iter().try_for_each(fd::close)
     }
 
     /// Reaps whatever ended, orphans too; false when the container is lost.
@@ -139,13 +141,17 @@ impl Reaper {
 }
 
 /// The failure of a container whose init ended without a word.
-pub(crate) fn silent_end(container: &str, ready: bool, outcome: Option<Outcome>) -> Failure {
+pub(crate) fn silent_end(container: &str, ready: bool, outcome: Option<Outcome>, out_of_memory: bool) -> Failure {
     let how = match outcome {
         Some(Outcome::Signaled { signal, .. }) => format!("was killed by {}", signal::name(signal)),
         Some(Outcome::Exited(code)) => format!("exited with {code}"),
         None => "is gone".to_owned(),
     };
     let goal = if ready { format!("container `{container}` is lost") } else { goal(container) };
+    if out_of_memory {
+        return Failure::new(goal, format!("its memory limit is reached: its first process {how}"))
+            .hint("allow it more (--mem); what lies in /dev/shm, /tmp and a writable root counts too.");
+    }
     Failure::new(goal, format!("its first process {how}"))
         .hint("somebody killed it, or a memory limit of the batch system or the machine ended it; see `dmesg`.")
 }

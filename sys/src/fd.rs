@@ -84,6 +84,16 @@ pub fn close_all_but(keep: &[RawFd]) -> Result<()> {
     Ok(())
 }
 
+/// Closes a descriptor by its number, which the caller owns.
+///
+/// # Errors
+/// EBADF when no file is open under this number.
+pub fn close(fd: RawFd) -> Result<()> {
+    // SAFETY: a number; the caller says that nothing else uses it.
+    let result = unsafe { libc::close(fd) };
+    if result < 0 { Err(Error::last("close descriptor", fd)) } else { Ok(()) }
+}
+
 /// A pipe, both ends close-on-exec: (read, write).
 ///
 /// # Errors
