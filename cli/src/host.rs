@@ -7,7 +7,9 @@ use std::io::{ErrorKind, Write};
 
 /// Show what this machine is and what of it is ours.
 #[derive(clap::Args)]
-#[command(after_help = "CPUs and NUMA nodes are the kernel's numbers, cores and packages are counted over the machine.")]
+#[command(
+    after_help = "CPUs and NUMA nodes are the kernel's numbers, cores and packages are counted over the machine."
+)]
 pub struct Args {
     /// Print as JSON
     #[arg(long)]
@@ -44,7 +46,8 @@ fn text(host: &Host) -> String {
         lines.push(("cgroup v1", format!("{}: {directory}", v1.controllers.join(","))));
     }
     if let Some(v2) = &host.cgroups.v2 {
-        let controllers = if v2.controllers.is_empty() { "no controllers".to_owned() } else { v2.controllers.join(",") };
+        let controllers =
+            if v2.controllers.is_empty() { "no controllers".to_owned() } else { v2.controllers.join(",") };
         lines.push(("cgroup v2", format!("{controllers}: {}", v2.directory.as_deref().unwrap_or(nowhere))));
     }
     lines.into_iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect()
