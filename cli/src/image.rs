@@ -151,8 +151,7 @@ fn bootstrap(store: &Store, args: BootstrapArgs) -> Result<u8, Failure> {
 }
 
 fn import(store: &Store, args: &ImportArgs) -> Result<u8, Failure> {
-    let request =
-        ImportRequest { name: args.name.clone(), source: args.source.clone(), keep_owner: args.keep_owner };
+    let request = ImportRequest { name: args.name.clone(), source: args.source.clone(), keep_owner: args.keep_owner };
     let bar = progress_bar();
     bar.set_message("importing");
     let made = corebox_images::import(store, &request, &|bytes| bar.inc(bytes));

@@ -222,8 +222,11 @@ fn job(args: Args) -> Result<JobSpec, Failure> {
 fn further_app(words: &[String]) -> Result<AppSpec, Failure> {
     let app = FurtherApp::try_parse_from(words).map_err(|e| {
         let text = e.to_string();
-        Failure::new("cannot read the program after `:`", text.trim_start_matches("error: ").lines().next().unwrap_or(""))
-            .hint("as in `corebox mpirun -n 1 IMAGE ./a : -n 3 --env X=1 ./b`; the image is named once.")
+        Failure::new(
+            "cannot read the program after `:`",
+            text.trim_start_matches("error: ").lines().next().unwrap_or(""),
+        )
+        .hint("as in `corebox mpirun -n 1 IMAGE ./a : -n 3 --env X=1 ./b`; the image is named once.")
     })?;
     Ok(AppSpec { ranks: app.ranks, argv: app.command, env: app.env, wdir: app.wdir })
 }

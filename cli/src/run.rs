@@ -71,12 +71,10 @@ fn decide(args: &Args) -> Result<(ContainerSpec, ContainerPlan), Failure> {
 
 /// The RDMA devices of this host, where they are wanted.
 fn rdma_edits(spec: &ContainerSpec) -> Result<Vec<Edits>, Failure> {
-    if !spec.rdma {
-        return Ok(Vec::new());
-    }
-    let devices = corebox_rdma::inventory(Path::new("/sys"))
-        .map_err(|e| Failure::new("cannot find the RDMA devices of this host", e).hint("`--no-rdma` goes without."))?;
-    Ok(if devices.is_empty() { Vec::new() } else { vec![corebox_rdma::edits(&devices)] })
+    let found = spec.rdma.then(corebox_rdma::host_edits).transpose();
+    found
+        .map(|edits| edits.into_iter().collect())
+        .map_err(|e| Failure::new("cannot find the RDMA devices of this host", e).hint("`--no-rdma` goes without."))
 }
 
 /// An image of the store; what has a `/` is the path of an image file (no name has one), as is what ends in `.sqsh`.

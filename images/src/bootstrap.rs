@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
@@ -25,6 +26,17 @@ const WANTED_IDS: u64 = 65_536;
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Lines of mmdebstrap's output that are kept for a failure.
 const KEPT_LINES: usize = 200;
+
+/// Runs mmdebstrap and ends it when we end, in whatever way (setpriv(1) asks the kernel for that signal). It must be
+/// the whole process group: alone, mmdebstrap's main process would wait for the others to finish their work, minutes.
+/// It then removes its temporary directory.
+const SUPERVISOR: &str = r#"
+trap 'trap "" TERM; kill -TERM 0' TERM
+mmdebstrap "$@" &
+wait $!
+status=$?
+wait
+exit $status"#;
 
 /// What to bootstrap.
 #[derive(Clone, Debug, Default)]
@@ -195,9 +207,8 @@ struct Mmdebstrap {
 
 impl Mmdebstrap {
     fn start(goal: &str, arguments: Vec<OsString>, say: impl Fn(&str) + Send + 'static) -> Result<Self, Failure> {
-        // should we be killed, mmdebstrap must not go on for minutes; setpriv(1) is in util-linux, so it is there
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", "mmdebstrap"]).args(arguments);
+        command.args(["--pdeathsig", "TERM", "sh", "-c", SUPERVISOR, "sh"]).args(arguments).process_group(0);
         let mut child = command
             .env("PATH", search_path())
             .stdin(Stdio::null())

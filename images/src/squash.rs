@@ -246,6 +246,8 @@ fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     ]
     .map(str::to_owned)
     .to_vec();
+    // it would take a quarter of the node's memory
+    words.extend(["-mem".into(), "256M".into()]);
     words.extend(["-processors".into(), settings.processors.to_string()]);
     words.extend(["-root-mode".into(), format!("{:o}", root.mode)]);
     // without it the file system would carry the time of the import, and no two imports would be the same file

@@ -119,6 +119,8 @@ pub struct RankPlan {
     pub env: Vec<(String, String)>,
     /// Working directory; `None`: the container's.
     pub wdir: Option<String>,
+    /// Whether the rank is bound (anything but `--bind-to none`); else an inherited memory policy stays.
+    pub bound: bool,
     /// CPUs and memory nodes.
     pub binding: crate::bind::Binding,
 }
@@ -296,7 +298,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`StreamError`]; the stream is useless after one.
-    pub fn next<M: for<'a> Deserialize<'a>>(&mut self) -> Result<Option<Frame<M>>, StreamError> {
+    pub fn next_frame<M: for<'a> Deserialize<'a>>(&mut self) -> Result<Option<Frame<M>>, StreamError> {
         if !self.greeted && !self.skip_greeting()? {
             return Ok(None);
         }
@@ -359,7 +361,7 @@ mod tests {
             let mut seen = Vec::new();
             for piece in stream.chunks(step) {
                 decoder.push(piece);
-                while let Some(frame) = decoder.next::<FromAgent>().unwrap() {
+                while let Some(frame) = decoder.next_frame::<FromAgent>().unwrap() {
                     seen.push(match frame {
                         Frame::Message(FromAgent::Pong) => "pong".to_owned(),
                         Frame::Output { rank, stream, bytes } => format!("{rank} {stream:?} {bytes:?}"),
@@ -378,7 +380,7 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(GREETING.as_bytes());
             decoder.push(bytes);
-            decoder.next::<FromAgent>()
+            decoder.next_frame::<FromAgent>()
         };
         assert!(frame(&[b'm', 255, 255, 255, 255]).is_err());
         assert!(frame(&[b'x', 0, 0, 0, 0]).is_err());
@@ -386,9 +388,9 @@ mod tests {
         assert!(frame(&[b'o', 1, 0, 0, 0, 1]).is_err());
         let mut decoder = Decoder::default();
         decoder.push(b"corebox-agent-protocol 9\n");
-        assert!(matches!(decoder.next::<FromAgent>(), Err(StreamError::Version(_))));
+        assert!(matches!(decoder.next_frame::<FromAgent>(), Err(StreamError::Version(_))));
         let mut decoder = Decoder::default();
         decoder.push(&[b'x'; 70_000]);
-        assert!(matches!(decoder.next::<FromAgent>(), Err(StreamError::NoGreeting(_))));
+        assert!(matches!(decoder.next_frame::<FromAgent>(), Err(StreamError::NoGreeting(_))));
     }
 }

@@ -50,6 +50,14 @@ fn uverbs_of(sysfs: &Path, device: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// What a container on this machine needs for all its HCAs; nothing without any.
+///
+/// # Errors
+/// As [`inventory`].
+pub fn host_edits() -> Result<Edits> {
+    inventory(Path::new("/sys")).map(|devices| edits(&devices))
+}
+
 /// What the container needs for these HCAs: their verbs nodes and `rdma_cm`, bound with devices allowed, and locked memory.
 ///
 /// umad and issm are for subnet management and stay out.

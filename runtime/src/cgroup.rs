@@ -81,7 +81,7 @@ fn parse(memberships: &str, mounts: &str) -> Vec<Hierarchy> {
             } else {
                 !names.is_empty() && names.split(',').all(|name| options.split(',').any(|o| o == name))
             };
-            this.then(|| (names, path))
+            this.then_some((names, path))
         });
         let Some((names, path)) = own else { continue };
         // The mount shows the tree from `root` on; a place outside of it (`/..`) has no directory here.

@@ -124,8 +124,8 @@ mod tests {
     fn resolves_as_inside() {
         let dir = scratch("resolve");
         let root = dir.0.join("image");
-        std::fs::create_dir_all(root.join("var")).unwrap();
-        std::fs::create_dir_all(root.join("run/x")).unwrap();
+        corebox_sys::fs::create_dir_all(root.join("var")).unwrap();
+        corebox_sys::fs::create_dir_all(root.join("run/x")).unwrap();
         for (to, from) in
             [("/run", "var/run"), ("../../../../..", "escape"), ("loop", "loop"), ("../nowhere/file", "var/dangling")]
         {
@@ -144,7 +144,7 @@ mod tests {
     fn skeleton_keeps_modes() {
         let dir = scratch("skeleton");
         let (image, skeleton) = (dir.0.join("image"), dir.0.join("skeleton"));
-        std::fs::create_dir_all(image.join("a")).unwrap();
+        corebox_sys::fs::create_dir_all(image.join("a")).unwrap();
         std::fs::create_dir(&skeleton).unwrap();
         std::fs::set_permissions(image.join("a"), std::fs::Permissions::from_mode(0o1711)).unwrap();
         make(&skeleton, &image, Path::new("a/b/c"), true).unwrap();

@@ -165,7 +165,7 @@ fn a_full_dev_shm_stays_inside() {
 fn an_agent_that_never_answers_is_named() {
     let Some(site) = site("an_agent_that_never_answers_is_named") else { return };
     let rsh = site.cluster.pfs().join("deaf");
-    std::fs::write(&rsh, "#!/bin/sh\nexec sleep 1000\n").expect("writes");
+    corebox_sys::fs::write(&rsh, "#!/bin/sh\nexec sleep 1000\n").expect("writes");
     std::fs::set_permissions(&rsh, PermissionsExt::from_mode(0o755)).expect("changes");
     let rsh = rsh.display().to_string();
     let ended = site.run(&["--rsh", &rsh, "--start-timeout", "1s", "--host", "n1:1,n2:1", "ompi4", "true"]);

@@ -252,7 +252,7 @@ fn output_is_tagged_or_filed() {
     assert_eq!(tagged.err.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["[0] err", "[1] err"]));
     let filed = site.run(&[&["--output", "logs"], job.as_slice()].concat());
     assert_eq!((filed.code, filed.out.as_str(), filed.err.as_str()), (0, "", ""));
-    let read = |name: &str| std::fs::read(site.cluster.pfs().join("logs").join(name)).expect("is there");
+    let read = |name: &str| corebox_sys::fs::read(site.cluster.pfs().join("logs").join(name)).expect("is there");
     assert_eq!((read("rank.1.out"), read("rank.0.err")), (b"out\ntail".to_vec(), b"err\n".to_vec()));
 }
 

@@ -229,7 +229,7 @@ impl Loop<'_> {
 
     fn on_launcher(&mut self) -> Result<(), End> {
         let received = self.link.receive();
-        while let Some(frame) = self.link.next()? {
+        while let Some(frame) = self.link.next_frame()? {
             match frame {
                 Frame::Message(ToAgent::Signal(signal)) => {
                     self.paused = match Signal::try_from(signal) {

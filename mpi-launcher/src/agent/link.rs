@@ -85,7 +85,7 @@ impl LauncherLink {
         self.output.as_fd()
     }
 
-    /// Reads what is there; the frames then come from [`Self::next`].
+    /// Reads what is there; the frames then come from [`Self::next_frame`].
     ///
     /// # Errors
     /// The stream ended.
@@ -109,8 +109,8 @@ impl LauncherLink {
     ///
     /// # Errors
     /// The stream is not ours.
-    pub fn next(&mut self) -> Result<Option<Frame<ToAgent>>, LauncherGone> {
-        self.decoder.next().map_err(|_| LauncherGone)
+    pub fn next_frame(&mut self) -> Result<Option<Frame<ToAgent>>, LauncherGone> {
+        self.decoder.next_frame().map_err(|_| LauncherGone)
     }
 
     /// Sends as much as the pipe takes.
@@ -151,7 +151,7 @@ impl LauncherLink {
     pub fn wait_frame(&mut self) -> Result<Frame<ToAgent>, LauncherGone> {
         loop {
             self.flush()?;
-            if let Some(frame) = self.next()? {
+            if let Some(frame) = self.next_frame()? {
                 return Ok(frame);
             }
             self.wait(PollFlags::POLLIN, protocol::HEARTBEAT);

@@ -181,7 +181,7 @@ mod tests {
         let mut buffer = vec![0; 4096];
         let mut seen = Vec::new();
         let collect = |decoder: &mut Decoder, seen: &mut Vec<Vec<u8>>| {
-            while let Some(Frame::Output { bytes, .. }) = decoder.next::<FromAgent>().unwrap() {
+            while let Some(Frame::Output { bytes, .. }) = decoder.next_frame::<FromAgent>().unwrap() {
                 seen.push(bytes);
             }
         };

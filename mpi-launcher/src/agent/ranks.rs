@@ -83,7 +83,13 @@ impl Ranks {
     ///
     /// # Errors
     /// What planning or creating a container can fail with.
-    pub fn contain(&mut self, job: &str, plan: &NodePlan, image: &Image, service: &Service) -> Result<Container, Failure> {
+    pub fn contain(
+        &mut self,
+        job: &str,
+        plan: &NodePlan,
+        image: &Image,
+        service: &Service,
+    ) -> Result<Container, Failure> {
         let mut spec = plan.container.clone();
         spec.name = job.to_owned();
         if let Some(directory) = service.directory() {
@@ -142,7 +148,7 @@ impl Ranks {
             env: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
             cwd: plan.wdir.clone().unwrap_or_else(|| self.directory.clone()),
             cpus: Some(plan.binding.cpus.clone()),
-            mems: Some(plan.binding.mems.clone()),
+            mems: plan.bound.then(|| plan.binding.mems.clone()),
             stdio: [stdin, self.outputs[2 * local].theirs(), self.outputs[2 * local + 1].theirs()],
             keep_fds: service.rank_descriptor(local).into_iter().collect(),
             rlimits: Vec::new(),
@@ -152,9 +158,6 @@ impl Ranks {
 }
 
 fn rdma_edits(spec: &corebox_spec::ContainerSpec) -> Result<Vec<Edits>, Failure> {
-    if !spec.rdma {
-        return Ok(Vec::new());
-    }
-    let devices = corebox_rdma::inventory(Path::new("/sys")).map_err(|e| starting("listing the HCAs", "rdma", e))?;
-    Ok(vec![corebox_rdma::edits(&devices)])
+    let found = spec.rdma.then(corebox_rdma::host_edits).transpose();
+    found.map(|edits| edits.into_iter().collect()).map_err(|e| starting("listing the HCAs", "rdma", e))
 }

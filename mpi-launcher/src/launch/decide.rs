@@ -5,13 +5,18 @@ use crate::map::{self, MapNode, MapOptions, Placed};
 use crate::protocol::{NodeFacts, NodePlan, RankPlan, TreePlan};
 use crate::wire::exchange::{ARITY, Exchange};
 use corebox_runtime::environment;
-use corebox_spec::{AppSpec, Failure, HostSlots, ImageFacts, JobSpec};
+use corebox_spec::{AppSpec, BindTo, Failure, HostSlots, ImageFacts, JobSpec};
 
 /// The plans of all nodes, in node order.
 ///
 /// # Errors
 /// An impossible map, an image for another architecture, an environment variable without a value.
-pub fn decide(spec: &JobSpec, hosts: &[HostSlots], facts: &[NodeFacts], image: &ImageFacts) -> Result<Vec<NodePlan>, Failure> {
+pub fn decide(
+    spec: &JobSpec,
+    hosts: &[HostSlots],
+    facts: &[NodeFacts],
+    image: &ImageFacts,
+) -> Result<Vec<NodePlan>, Failure> {
     refuse_foreign_image(spec, hosts, facts, image)?;
     let nodes: Vec<MapNode> =
         hosts.iter().zip(facts).map(|(host, facts)| MapNode::new(&host.host, host.slots, &facts.host)).collect();
@@ -36,7 +41,12 @@ pub fn decide(spec: &JobSpec, hosts: &[HostSlots], facts: &[NodeFacts], image: &
     (0..names.len()).map(plan).collect()
 }
 
-fn refuse_foreign_image(spec: &JobSpec, hosts: &[HostSlots], facts: &[NodeFacts], image: &ImageFacts) -> Result<(), Failure> {
+fn refuse_foreign_image(
+    spec: &JobSpec,
+    hosts: &[HostSlots],
+    facts: &[NodeFacts],
+    image: &ImageFacts,
+) -> Result<(), Failure> {
     let Some(arch) = &image.arch else { return Ok(()) };
     match hosts.iter().zip(facts).find(|(_, facts)| facts.host.arch != *arch) {
         None => Ok(()),
@@ -72,6 +82,7 @@ fn rank(spec: &JobSpec, placed: &Placed, binding: &Binding) -> Result<RankPlan, 
         argv: app.argv.clone(),
         env,
         wdir: app.wdir.clone().or_else(|| spec.wdir.clone()),
+        bound: spec.bind_to != BindTo::None,
         binding: binding.clone(),
     })
 }

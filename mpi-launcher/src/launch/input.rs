@@ -26,12 +26,8 @@ impl Window {
     fn sent(&self, bytes: usize) {
         if let Ok(mut under_way) = self.under_way.lock() {
             *under_way += bytes;
-            while *under_way >= STDIN_WINDOW {
-                match self.shrunk.wait(under_way) {
-                    Ok(guard) => under_way = guard,
-                    Err(_) => return,
-                }
-            }
+            // a poisoned lock: the launcher is ending
+            drop(self.shrunk.wait_while(under_way, |under_way| *under_way >= STDIN_WINDOW));
         }
     }
 }
@@ -43,20 +39,23 @@ pub fn forward_stdin(events: SyncSender<Event>, window: Arc<Window>) {
     std::thread::spawn(move || {
         let mut stdin = std::io::stdin();
         let background = stdin.is_terminal() && nix::unistd::tcgetpgrp(&stdin) != Ok(nix::unistd::getpgrp());
-        let mut buffer = vec![0; 64 << 10];
-        while !background {
-            let n = match stdin.read(&mut buffer) {
-                Ok(n) => n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(_) => 0,
-            };
-            if n == 0 || events.send(Event::Input(buffer[..n].to_vec())).is_err() {
-                break;
-            }
-            window.sent(n);
+        if !background {
+            forward_until_end(&mut stdin, &events, &window);
         }
         let _ = events.send(Event::InputEnd); // the launcher may be past listening
     });
+}
+
+fn forward_until_end(stdin: &mut std::io::Stdin, events: &SyncSender<Event>, window: &Window) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match stdin.read(&mut buffer) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+            Ok(n) if events.send(Event::Input(buffer[..n].to_vec())).is_err() => return,
+            Ok(n) => window.sent(n),
+        }
+    }
 }
 
 /// Signals that the launcher acts on or passes on.

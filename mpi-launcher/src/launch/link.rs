@@ -122,7 +122,7 @@ fn forward(
     events: &SyncSender<Event>,
     patience: &mut Duration,
 ) -> Result<bool, String> {
-    while let Some(frame) = decoder.next::<FromAgent>().map_err(|e| e.to_string())? {
+    while let Some(frame) = decoder.next_frame::<FromAgent>().map_err(|e| e.to_string())? {
         *patience = AGENT_PATIENCE;
         if !matches!(frame, Frame::Message(FromAgent::Pong)) && events.send(Event::Agent(node, frame)).is_err() {
             return Ok(false);

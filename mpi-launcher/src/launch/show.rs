@@ -20,9 +20,8 @@ pub fn table(names: &[String], plans: &[NodePlan]) -> BindingTable {
 
 /// The JSON of `--plan`: wire-up, then per node its ranks and its container.
 pub fn plan(names: &[String], pmi: Pmi, plans: &[NodePlan]) -> String {
-    let node = |(name, plan): (&String, &NodePlan)| {
-        json!({ "node": name, "ranks": plan.ranks, "container": plan.container })
-    };
+    let node =
+        |(name, plan): (&String, &NodePlan)| json!({ "node": name, "ranks": plan.ranks, "container": plan.container });
     let nodes: Vec<_> = names.iter().zip(plans).map(node).collect();
     let text = serde_json::to_string_pretty(&json!({ "pmi": pmi, "nodes": nodes }));
     text.unwrap_or_else(|e| unreachable!("a plan that JSON cannot hold: {e}"))

@@ -58,6 +58,9 @@ pub enum Reason {
     Output(String),
 }
 
+/// So long a crash may take to be reported after a peer noticed it.
+const NOTICED_FIRST: Duration = Duration::from_millis(250);
+
 /// Where an order goes.
 #[derive(Clone, Debug)]
 pub enum Order {
@@ -74,6 +77,7 @@ pub struct Watch {
     open_nodes: BTreeSet<u32>,
     started_nodes: BTreeSet<u32>,
     interrupts: u32,
+    ending_since: Option<Instant>,
     /// The first reason to end, if any.
     pub reason: Option<Reason>,
     /// corebox's own failures, with their node.
@@ -100,6 +104,7 @@ impl Watch {
             open_nodes: (0..nodes).collect(),
             started_nodes: BTreeSet::new(),
             interrupts: 0,
+            ending_since: None,
             reason: None,
             failures: Vec::new(),
             ended_with_job: Vec::new(),
@@ -134,13 +139,9 @@ impl Watch {
             }
             FromAgent::Exited { rank, outcome, unfinished, core } => {
                 self.running.remove(&rank);
-                match &self.reason {
-                    Some(Reason::Aborted { rank: aborter, .. }) if *aborter == rank => return None,
-                    Some(_) => {
-                        self.ended_with_job.push(rank);
-                        return None;
-                    }
-                    None => {}
+                if self.reason.is_some() {
+                    self.on_later_end(rank, outcome, core, now);
+                    return None;
                 }
                 match (outcome.success(), unfinished) {
                     (true, false) => None,
@@ -162,6 +163,27 @@ impl Watch {
                 None
             }
             FromAgent::Facts(_) | FromAgent::StdinTaken(_) | FromAgent::Pong => None,
+        }
+    }
+
+    /// A rank ended while the job was ending already. A peer of a crashed rank may notice, and abort, before the kernel has
+    /// reported the crash: the crash then is the reason. (Our own signal is SIGTERM; SIGKILL comes after the grace.)
+    fn on_later_end(&mut self, rank: u32, outcome: Outcome, core: Option<String>, now: Instant) {
+        let soon = self.ending_since.is_some_and(|since| now < since + NOTICED_FIRST);
+        let crashed = matches!(outcome, Outcome::Signaled { signal, .. } if signal != Signal::SIGTERM as i32);
+        match self.reason.take() {
+            Some(
+                Reason::Aborted { rank: first, .. }
+                | Reason::RankFailed { rank: first, outcome: Outcome::Exited(_), .. },
+            ) if soon && crashed => {
+                self.ended_with_job.extend((first != rank).then_some(first));
+                self.reason = Some(Reason::RankFailed { rank, outcome, core });
+            }
+            reason => {
+                let decided = matches!(&reason, Some(Reason::Aborted { rank: first, .. }) if *first == rank);
+                self.ended_with_job.extend((!decided && !self.ended_with_job.contains(&rank)).then_some(rank));
+                self.reason = reason;
+            }
         }
     }
 
@@ -191,6 +213,7 @@ impl Watch {
             return None;
         }
         self.reason = Some(reason);
+        self.ending_since = Some(now);
         // agents kill after the grace; one that does not report soon after is taken for lost
         self.deadline = Some(now + self.grace + Duration::from_secs(3));
         Some(Order::All(ToAgent::Stop { grace: self.grace }))
@@ -235,6 +258,23 @@ mod tests {
         watch.on_message(1, "n2", FromAgent::Done, now);
         assert!(watch.over());
         assert!(watch.on_gone(0, "closed".into(), now).is_none(), "a closed stream after Done is no loss");
+    }
+
+    #[test]
+    fn a_crash_is_the_reason_though_a_peer_noticed_it_first() {
+        let (mut watch, now) = (watch(), Instant::now());
+        let abort = FromAgent::Abort { rank: 0, code: 14, message: String::new() };
+        assert!(watch.on_message(0, "n1", abort, now).is_some());
+        let crash = |core| FromAgent::Exited {
+            rank: 1,
+            outcome: Outcome::Signaled { signal: 11, core },
+            unfinished: true,
+            core: None,
+        };
+        assert!(watch.on_message(1, "n2", crash(false), now + Duration::from_millis(20)).is_none());
+        let outcome = Outcome::Signaled { signal: 11, core: false };
+        assert_eq!(watch.reason, Some(Reason::RankFailed { rank: 1, outcome, core: None }));
+        assert_eq!(watch.ended_with_job, [0]);
     }
 
     #[test]
