@@ -29,13 +29,17 @@ const KEPT_LINES: usize = 200;
 
 /// Runs mmdebstrap and ends it when we end, in whatever way (setpriv(1) asks the kernel for that signal). It must be
 /// the whole process group: alone, mmdebstrap's main process would wait for the others to finish their work, minutes.
-/// It then removes its temporary directory.
+/// mmdebstrap then removes the root it made, but not the directory of its gpg: so it gets a place of its own for both,
+/// open to the ids of its user namespace. The shell may have nobody left to write to, hence PIPE. (No mount can be in there: see the modes above.)
 const SUPERVISOR: &str = r#"
+place=$(mktemp -d "${TMPDIR:-/tmp}/corebox-bootstrap.XXXXXXXX") && chmod 755 "$place" || exit
 trap 'trap "" TERM; kill -TERM 0' TERM
-mmdebstrap "$@" &
+trap : PIPE
+TMPDIR=$place mmdebstrap "$@" &
 wait $!
 status=$?
 wait
+rm -rf --one-file-system "$place"
 exit $status"#;
 
 /// What to bootstrap.

@@ -2,8 +2,9 @@
 //! skipped.
 
 use crate::support::{Scratch, cat, failed, files_in, listing, ready};
-use corebox_tests::{require_programs, require_root, skip};
-use std::process::{Command, Output};
+use corebox_tests::{require_programs, require_root, skip, wait_until};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// Whether a bootstrap failed because the mirror is out of reach.
 fn no_network(test: &str, output: &Output) -> bool {
@@ -87,6 +88,26 @@ fn an_ordinary_user_gets_one_with_the_right_owners() {
     assert!(said.contains("Unable to locate package no-such-package-anywhere"), "{said}");
     assert_eq!(files_in(&scratch.store().join("tmp")), Vec::<String>::new());
     assert_eq!(scratch.list().len(), 1);
+}
+
+#[test]
+fn a_killed_bootstrap_leaves_nothing() {
+    let test = "a_killed_bootstrap_leaves_nothing";
+    if !ready(test) || !require_root(test) || !require_programs(test, &["mmdebstrap", "setpriv"]) {
+        return;
+    }
+    let scratch = Scratch::new("bootstrap-kill");
+    let tmp = scratch.path.join("tmp");
+    corebox_sys::fs::create_dir_all(&tmp).unwrap();
+    let mut command = scratch.command(&["bootstrap", "deb", "--suite", "bookworm", "--variant", "essential"]);
+    let mut child = command.env("TMPDIR", &tmp).stdout(Stdio::null()).spawn().unwrap();
+    let begun = wait_until(Duration::from_secs(60), || files_in(&tmp.join(files_in(&tmp).pop()?)).pop());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    begun.expect("mmdebstrap never began");
+    let clean = wait_until(Duration::from_secs(60), || files_in(&tmp).is_empty().then_some(()));
+    assert!(clean.is_some(), "left behind: {:?}", files_in(&tmp));
+    assert!(scratch.list().is_empty());
 }
 
 #[test]
