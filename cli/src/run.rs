@@ -8,7 +8,6 @@ use corebox_sys::signal::{self, Arrived, Signals};
 use corebox_sys::{fd, process};
 use std::io::Write as _;
 use std::os::fd::{AsFd, RawFd};
-use std::path::Path;
 
 /// Run a command in a container.
 ///

@@ -100,6 +100,8 @@ pub struct FuseServer {
     /// Its pid, as the process that started it sees it.
     pub pid: i32,
     log: OwnedFd,
+    /// The root of what it serves.
+    root: OwnedFd,
 }
 
 impl FuseServer {
@@ -123,8 +125,9 @@ impl FuseServer {
         let device = fd::open_read_write(Path::new("/dev/fuse"))?;
         mount::mount_fuse(device.as_fd(), target, ids.0, ids.1)?;
         let log = fd::memory_file("squashfuse-messages")?;
+        let root = fd::open_path(target)?;
         match single.fork()? {
-            Forked::Parent(pid) => Ok(Self { pid, log }),
+            Forked::Parent(pid) => Ok(Self { pid, log, root }),
             Forked::Child => {
                 let error = serve(program, image, &device, &log);
                 // The parent reads the log when the server is gone; there is nowhere else to say it.
@@ -132,6 +135,13 @@ impl FuseServer {
                 process::exit_now(corebox_spec::exit::COREBOX)
             }
         }
+    }
+
+    /// Whether it still answers. A dying server's connection is closed a moment before it can be waited for, and in
+    /// that moment the processes of the container get SIGBUS and ENOTCONN.
+    pub fn is_serving(&self) -> bool {
+        let gone = fd::file_system_answers(&self.root).is_err_and(|e| e.errno == Errno::ENOTCONN);
+        !gone
     }
 
     /// What it said on its standard error so far, at most 2000 characters.

@@ -391,3 +391,6 @@ fn checked(mount: PlannedMount) -> Result<PlannedMount, Stop> {
     }
     Ok(mount)
 }
+
+#[cfg(test)]
+mod tests;

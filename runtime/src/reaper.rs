@@ -114,12 +114,18 @@ impl Reaper {
         }
         while let Some((pid, status)) = if children { process::reap()? } else { None } {
             let outcome = Outcome::from_wait_status(status);
-            if let Some((id, _)) = self.running.remove(&pid) {
-                report(&self.socket, &Report::Exited { id, outcome });
-            } else if let Some(server) = self.server.take_if(|server| server.pid == pid) {
+            if let Some(server) = self.server.take_if(|server| server.pid == pid) {
                 report(&self.socket, &Report::Failed(shortened(self.lost_image(&server, outcome))));
                 return Ok(false);
             }
+            let Some((id, _)) = self.running.remove(&pid) else { continue };
+            // A process that failed because its files are gone did not fail: the container did.
+            if let Some(server) = self.server.take_if(|server| !outcome.success() && !server.is_serving()) {
+                let end = Outcome::from_wait_status(process::wait(server.pid)?);
+                report(&self.socket, &Report::Failed(shortened(self.lost_image(&server, end))));
+                return Ok(false);
+            }
+            report(&self.socket, &Report::Exited { id, outcome });
         }
         Ok(true)
     }

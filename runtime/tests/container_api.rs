@@ -3,7 +3,7 @@
 
 use corebox_runtime::{Container, Event, Grouping, HostFacts, ImageSource, ProcessPlan, plan};
 use corebox_spec::{ContainerSpec, Failure, IdSet, Limits, Outcome};
-use corebox_sys::{affinity, fd, signal};
+use corebox_sys::{affinity, fd, fs, signal};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -17,7 +17,7 @@ fn main() {
         return;
     }
     let fixture = Fixture::build();
-    let tests: [(&str, fn(&Fixture)); 9] = [
+    let tests: [(&str, Test); 9] = [
         ("starts_binds_and_reports", starts_binds_and_reports),
         ("starts_many_side_by_side", starts_many_side_by_side),
         ("keeps_only_named_descriptors", keeps_only_named_descriptors),
@@ -44,6 +44,8 @@ fn missing() -> Option<String> {
         .map(|program| format!("needs the program `{program}`"))
 }
 
+type Test = fn(&Fixture);
+
 struct Fixture {
     directory: PathBuf,
 }
@@ -52,7 +54,7 @@ impl Fixture {
     fn build() -> Self {
         let directory = std::env::temp_dir().join(format!("corebox-api-{}", std::process::id()));
         let bin = directory.join("root/bin");
-        std::fs::create_dir_all(&bin).unwrap();
+        fs::create_dir_all(&bin).unwrap();
         let busybox = String::from_utf8(Command::new("sh").args(["-c", "command -v busybox"]).output().unwrap().stdout);
         std::fs::copy(busybox.unwrap().trim(), bin.join("busybox")).unwrap();
         for name in ["sh", "true", "sleep", "cat", "ls"] {
@@ -252,11 +254,10 @@ fn signals_one_and_all(fixture: &Fixture) {
     // The trap is set when the child of the shell is there.
     let ready = |container: &Container| {
         let init = container.init_pid().unwrap();
-        let children = std::fs::read(format!("/proc/{init}/task/{init}/children")).unwrap();
+        let children = fs::read(format!("/proc/{init}/task/{init}/children")).unwrap();
         let text = String::from_utf8(children).unwrap();
-        text.split_whitespace().any(|pid| {
-            std::fs::read(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|children| !children.is_empty())
-        })
+        text.split_whitespace()
+            .any(|pid| fs::read(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|children| !children.is_empty()))
     };
     let start = Instant::now();
     while !ready(&container) && start.elapsed() < Duration::from_secs(10) {
@@ -311,7 +312,7 @@ fn refuses_unkept_descriptors_and_threads(fixture: &Fixture) {
 
 fn removes_cleanup_paths(fixture: &Fixture) {
     let path = fixture.directory.join("scratch");
-    std::fs::create_dir_all(path.join("deep")).unwrap();
+    fs::create_dir_all(path.join("deep")).unwrap();
     let mut plan = fixture.plan(ContainerSpec { limits: Limits { pids: Some(50), ..Limits::default() }, ..spec() });
     plan.cleanup_paths.push(path.clone());
     let mut container = Container::create(&plan, &[]).unwrap();

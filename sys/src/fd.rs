@@ -162,6 +162,15 @@ pub fn poll_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Resul
     }
 }
 
+/// Asks the file system of an open file for its statistics, which a server (FUSE, NFS) must answer (fstatfs(2)).
+///
+/// # Errors
+/// What fstatfs(2) says: ENOTCONN when a FUSE server is gone.
+pub fn file_system_answers(fd: impl AsFd) -> Result<()> {
+    let number = fd.as_fd().as_raw_fd();
+    nix::sys::statfs::fstatfs(fd).map(drop).map_err(|e| Error::new("ask the file system of descriptor", number, e))
+}
+
 /// Whether it is a terminal.
 pub fn is_terminal(fd: impl AsFd) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
