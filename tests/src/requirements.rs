@@ -16,11 +16,15 @@ pub fn corebox() -> Result<PathBuf> {
     built("corebox", "cargo build --release -p corebox")
 }
 
-/// The helper program `corebox-simnode`: `$COREBOX_SIMNODE`, else the one built beside the running program.
+/// The helper program `corebox-simnode`: this very program if it is it, else `$COREBOX_SIMNODE`, else the one built
+/// beside the running program.
 ///
 /// # Errors
 /// It was not built: `cargo build -p corebox-tests`.
 pub fn simnode_program() -> Result<PathBuf> {
+    if let Some(own) = std::env::current_exe().ok().filter(|exe| exe.ends_with("corebox-simnode")) {
+        return Ok(own);
+    }
     if let Some(path) = std::env::var_os("COREBOX_SIMNODE") {
         return Ok(path.into());
     }
