@@ -28,14 +28,18 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 const KEPT_LINES: usize = 200;
 
 /// Runs mmdebstrap and ends it when we end, in whatever way (setpriv(1) asks the kernel for that signal). It must be
-/// the whole process group: alone, mmdebstrap's main process would wait for the others to finish their work, minutes.
+/// the whole process group: alone, mmdebstrap's main process would wait for the others to finish their work, minutes;
+/// and SIGINT, as Ctrl-C gives it: that is the one that fakeroot(1) passes on to its daemon. (A shell's background
+/// command ignores SIGINT unless told otherwise.)
+///
 /// mmdebstrap then removes the root it made, but not the directory of its gpg: so it gets a place of its own for both,
-/// open to the ids of its user namespace. The shell may have nobody left to write to, hence PIPE. (No mount can be in there: see the modes above.)
+/// open to the ids of its user namespace. No mount can be in there: see the modes above. The shell may have nobody
+/// left to write to, hence PIPE.
 const SUPERVISOR: &str = r#"
 place=$(mktemp -d "${TMPDIR:-/tmp}/corebox-bootstrap.XXXXXXXX") && chmod 755 "$place" || exit
-trap 'trap "" TERM; kill -TERM 0' TERM
+trap 'trap "" INT; kill -INT 0' TERM
 trap : PIPE
-TMPDIR=$place mmdebstrap "$@" &
+TMPDIR=$place env --default-signal=INT mmdebstrap "$@" &
 wait $!
 status=$?
 wait
