@@ -231,20 +231,10 @@ fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     let root_time = settings.epoch.unwrap_or(root.mtime);
     // each container mounts anew, with an empty page cache: what a program's libraries take to unpack is start-up time,
     // and lz4 takes a third of zstd's (docs/design/image-format.md)
-    let mut words: Vec<String> = [
-        "-tar",
-        "-noI",
-        "-comp",
-        "lz4",
-        "-b",
-        "128K",
-        "-noappend",
-        "-quiet",
-        "-no-progress",
-        "-no-recovery",
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    let mut words: Vec<String> =
+        ["-tar", "-noI", "-comp", "lz4", "-b", "128K", "-noappend", "-quiet", "-no-progress", "-no-recovery"]
+            .map(str::to_owned)
+            .to_vec();
     // it would take a quarter of the node's memory
     words.extend(["-mem".into(), "256M".into()]);
     words.extend(["-processors".into(), settings.processors.to_string()]);

@@ -1,6 +1,6 @@
 //! The exchange between agents, on loopback: trees of real links in one process.
 
-use corebox_mpi::wire::exchange::{Config, Event, Exchange, Secret, Timing, local_addresses};
+use corebox_mpi::wire::exchange::{Config, Event, Exchange, Parts, Secret, Timing, local_addresses};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -69,7 +69,7 @@ fn wait_ready(exchanges: &mut [Exchange]) {
     }
 }
 
-fn gathered(event: Event) -> Option<(Vec<u8>, Vec<(u32, Vec<u8>)>)> {
+fn gathered(event: Event) -> Option<(Vec<u8>, Parts)> {
     match event {
         Event::Gathered { key, parts, .. } => Some((key, parts)),
         _ => None,

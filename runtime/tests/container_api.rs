@@ -11,27 +11,43 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+const TESTS: [(&str, Test); 9] = [
+    ("starts_binds_and_reports", starts_binds_and_reports),
+    ("starts_many_side_by_side", starts_many_side_by_side),
+    ("keeps_only_named_descriptors", keeps_only_named_descriptors),
+    ("says_what_cannot_be_executed", says_what_cannot_be_executed),
+    ("signals_one_and_all", signals_one_and_all),
+    ("reaps_orphans", reaps_orphans),
+    ("reports_the_death_of_init", reports_the_death_of_init),
+    ("refuses_unkept_descriptors_and_threads", refuses_unkept_descriptors_and_threads),
+    ("removes_cleanup_paths", removes_cleanup_paths),
+];
+
+/// The command line of a test program as `cargo test` and nextest use it: `--list`, `--ignored`, `NAME`, `--exact`.
 fn main() {
-    if let Some(missing) = missing() {
-        eprintln!("SKIP container_api: {missing}");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |option: &str| arguments.iter().any(|argument| argument == option);
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-') && *argument != "terse");
+    let wanted = |name: &str| {
+        !has("--ignored") && filter.is_none_or(|f| if has("--exact") { name == f } else { name.contains(f.as_str()) })
+    };
+    let tests: Vec<_> = TESTS.iter().filter(|(name, _)| wanted(name)).collect();
+    if has("--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return;
     }
-    let fixture = Fixture::build();
-    let tests: [(&str, Test); 9] = [
-        ("starts_binds_and_reports", starts_binds_and_reports),
-        ("starts_many_side_by_side", starts_many_side_by_side),
-        ("keeps_only_named_descriptors", keeps_only_named_descriptors),
-        ("says_what_cannot_be_executed", says_what_cannot_be_executed),
-        ("signals_one_and_all", signals_one_and_all),
-        ("reaps_orphans", reaps_orphans),
-        ("reports_the_death_of_init", reports_the_death_of_init),
-        ("refuses_unkept_descriptors_and_threads", refuses_unkept_descriptors_and_threads),
-        ("removes_cleanup_paths", removes_cleanup_paths),
-    ];
-    for (name, test) in tests {
-        test(&fixture);
-        println!("test {name} ... ok");
+    match (missing(), tests.is_empty()) {
+        (Some(missing), false) => tests.iter().for_each(|(name, _)| eprintln!("SKIP {name}: {missing}")),
+        (None, false) => {
+            let fixture = Fixture::build();
+            for (name, test) in &tests {
+                test(&fixture);
+                println!("test {name} ... ok");
+            }
+        }
+        (_, true) => {}
     }
+    println!("test result: ok. {} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out", tests.len());
 }
 
 fn missing() -> Option<String> {

@@ -43,7 +43,7 @@ fn build() -> Result<Fixture> {
     let directory = std::env::temp_dir().join(format!("{FIXTURE_NAME}{}", std::process::id()));
     let root = directory.join("root");
     for name in ["bin", "etc", "data", "tmp", "proc", "sys", "dev"] {
-        std::fs::create_dir_all(root.join(name)).expect("a directory");
+        corebox_sys::fs::create_dir_all(root.join(name)).expect("a directory");
     }
     let busybox = corebox_tests::program("busybox").expect("checked before");
     std::fs::copy(busybox, root.join("bin/busybox")).expect("a copy of busybox");
@@ -54,7 +54,7 @@ fn build() -> Result<Fixture> {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("a link");
     }
     std::os::unix::fs::symlink("../../../../../../..", root.join("escape")).expect("a link");
-    std::fs::write(root.join("etc/motd"), "hello\n").expect("a file");
+    corebox_sys::fs::write(root.join("etc/motd"), "hello\n").expect("a file");
     let image = directory.join("image.sqsh");
     let made = Command::new("mksquashfs").args([&root, &image]).args(["-noappend", "-all-root", "-quiet"]).output();
     assert!(made.expect("mksquashfs runs").status.success());
@@ -184,7 +184,7 @@ fn namespaces_are_new_but_the_network() {
 fn mounts_are_nosuid_and_nodev_and_the_host_is_hidden() {
     let Some(f) = ready("mounts_are_nosuid_and_nodev_and_the_host_is_hidden") else { return };
     let secret = f.directory.join("secret");
-    std::fs::write(&secret, "x").expect("a file");
+    corebox_sys::fs::write(&secret, "x").expect("a file");
     let script =
         format!("cat /proc/self/mountinfo; ! [ -e {} ] && ! [ -e /tmp/image ] && ! [ -e /home ]", secret.display());
     for line in lines(&f.run(&[], &script)) {
@@ -225,11 +225,11 @@ fn the_root_is_read_only_unless_asked() {
 fn binds_go_where_they_are_told_and_nowhere_else() {
     let Some(f) = ready("binds_go_where_they_are_told_and_nowhere_else") else { return };
     let source = f.directory.join("bound");
-    std::fs::create_dir_all(source.join("deep")).expect("a directory");
-    std::fs::write(source.join("file"), "data\n").expect("a file");
+    corebox_sys::fs::create_dir_all(source.join("deep")).expect("a directory");
+    corebox_sys::fs::write(source.join("file"), "data\n").expect("a file");
     let at = |target: &str| format!("{}:{target}", source.display());
     assert_eq!(said(&f.run(&["-v", &at("/data")], "cat /data/file; echo out > /data/out")), "data\n");
-    assert_eq!(std::fs::read(source.join("out")).expect("written by the container"), b"out\n");
+    assert_eq!(corebox_sys::fs::read(source.join("out")).expect("written by the container"), b"out\n");
     let refused = f.run(&["-v", &at("/data:ro")], "echo x > /data/refused");
     assert!(text(&refused.stderr).contains("Read-only"), "{refused:?}");
     // A target that the image lacks, below another bind, on a tmpfs, a single file, and through a link out of the image.
@@ -250,10 +250,10 @@ fn binds_go_where_they_are_told_and_nowhere_else() {
 fn the_present_directory_is_bound() {
     let Some(f) = ready("the_present_directory_is_bound") else { return };
     let here = f.directory.join("here");
-    std::fs::create_dir_all(&here).expect("a directory");
+    corebox_sys::fs::create_dir_all(&here).expect("a directory");
     let output = f.command(&[], "busybox pwd; echo made > made").current_dir(&here).output().expect("corebox runs");
     assert_eq!(said(&output).trim(), here.display().to_string());
-    assert_eq!(std::fs::read(here.join("made")).expect("written by the container"), b"made\n");
+    assert_eq!(corebox_sys::fs::read(here.join("made")).expect("written by the container"), b"made\n");
     let output = f.command(&["--no-cwd"], "busybox pwd").current_dir(&here).output().expect("corebox runs");
     assert_eq!(said(&output), "/\n");
     assert_eq!(said(&f.run(&["-w", "/data"], "busybox pwd")), "/data\n");
@@ -353,12 +353,12 @@ fn signals_reach_the_command() {
 fn leftovers(mark: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = corebox_sys::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if text(&line).contains(mark) {
             found.push(format!("process {}", entry.file_name().to_string_lossy()));
         }
     }
-    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = corebox_sys::fs::read("/proc/self/mountinfo").unwrap_or_default();
     found.extend(text(&mounts).lines().filter(|line| line.contains(mark)).map(str::to_owned));
     found.extend(cgroups(Path::new("/sys/fs/cgroup"), mark));
     found
@@ -381,7 +381,7 @@ fn cgroups(root: &Path, mark: &str) -> Vec<String> {
 fn sigkill_of_corebox_leaves_nothing() {
     let Some(f) = ready("sigkill_of_corebox_leaves_nothing") else { return };
     let mark = format!("killme{}", std::process::id());
-    let mounts = || text(&std::fs::read("/proc/self/mountinfo").expect("readable"));
+    let mounts = || text(&corebox_sys::fs::read("/proc/self/mountinfo").expect("readable"));
     let before = mounts();
     for options in [vec!["--name", &mark], vec!["--name", &mark, "--pids", "50"]] {
         let script = format!("echo ready; sleep 1000 & exec sleep 1000; : {mark}");
@@ -418,7 +418,7 @@ fn limits_are_enforced() {
     let output = f.run(&["--mem", "48M"], "exec tail /dev/zero");
     assert_eq!(output.status.code(), Some(137), "{output:?}");
     assert!(text(&output.stderr).contains("memory limit"), "{output:?}");
-    let cpus = text(&std::fs::read("/proc/self/status").expect("readable"));
+    let cpus = text(&corebox_sys::fs::read("/proc/self/status").expect("readable"));
     let cpus = cpus.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:\t")).expect("a line").to_owned();
     let last = cpus.rsplit([',', '-']).next().expect("a CPU");
     let script = "grep Cpus_allowed_list /proc/self/status; busybox taskset -p ff $$ > /dev/null; grep Cpus_allowed_list /proc/self/status";
@@ -478,9 +478,9 @@ fn the_fuse_server_dies_with_a_clear_message() {
 fn a_damaged_image_is_refused() {
     let Some(f) = ready("a_damaged_image_is_refused") else { return };
     let damaged = f.directory.join("damaged.sqsh");
-    let bytes = std::fs::read(&f.image).expect("readable");
+    let bytes = corebox_sys::fs::read(&f.image).expect("readable");
     for (content, words) in [(&b"no image"[..], "squashfs or EROFS"), (&bytes[..2000], "squashfs")] {
-        std::fs::write(&damaged, content).expect("a file");
+        corebox_sys::fs::write(&damaged, content).expect("a file");
         let output = Command::new(&f.corebox).arg("run").arg(&damaged).arg("true").output().expect("corebox runs");
         assert_eq!(output.status.code(), Some(125));
         assert!(text(&output.stderr).contains(words), "{}", text(&output.stderr));

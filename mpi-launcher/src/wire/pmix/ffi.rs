@@ -1,5 +1,5 @@
 //! PMIx, as far as a server needs it: types, constants and one safe function per call. The only file (with
-//! [`super::upcalls`], what the library calls) where PMIx needs `unsafe`.
+//! [`super::upcalls_ffi`], what the library calls) where PMIx needs `unsafe`.
 //!
 //! Written by hand from `pmix_common.h` and `pmix_server.h`; layouts are the same in OpenPMIx 4.2, 5.0, 6.1 (compared by
 //! compiling against their headers). Only `pmix_server_module_t` grows, by appending: 224 bytes (4.2), 232 (5.0), 256

@@ -7,7 +7,7 @@ mod info;
 mod library;
 mod registration;
 mod server;
-mod upcalls;
+mod upcalls_ffi;
 
 pub use environment::is_foreign;
 pub use library::{Library, VARIABLE as LIBRARY_VARIABLE};

@@ -3,7 +3,7 @@
 use super::acks::{self, Acks};
 use super::ffi::{ERR_NOT_FOUND, OPERATION_SUCCEEDED, RANK_WILDCARD, SUCCESS, Status};
 use super::info::{Infos, key, proc};
-use super::upcalls::{self, BlobAnswer, GroupAnswer, MODULE, MODULE_WITH_GROUPS, Name, Upcall};
+use super::upcalls_ffi::{self as upcalls, BlobAnswer, GroupAnswer, MODULE, MODULE_WITH_GROUPS, Name, Upcall};
 use super::{Library, environment, registration};
 use crate::wire::JobShape;
 use crate::wire::exchange::Parts;
