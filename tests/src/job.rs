@@ -1,6 +1,6 @@
 //! MPI jobs on a cluster: `corebox mpirun` as a program in the controller, with a deadline, and what it left behind.
 
-use crate::{Cluster, Result, corebox, require_programs, require_root, wait_until};
+use crate::{Builder, Cluster, Result, corebox, require_programs, require_root, wait_until};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -67,7 +67,15 @@ impl Site {
     /// # Errors
     /// What starting a cluster can fail with.
     pub fn start() -> Result<Self> {
-        let mut builder = Cluster::builder().nodes(2);
+        Self::with(Cluster::builder())
+    }
+
+    /// The same with a builder that was adjusted.
+    ///
+    /// # Errors
+    /// What starting a cluster can fail with.
+    pub fn with(builder: Builder) -> Result<Self> {
+        let mut builder = builder.nodes(2);
         if let Some(store) = std::env::var_os("COREBOX_STORE") {
             builder = builder.bind(store);
         }

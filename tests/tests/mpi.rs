@@ -1,6 +1,6 @@
 //! MPI jobs as users run them: right answers from every MPI, one container per node, one core per rank, exact streams.
 
-use corebox_tests::{Site, Snapshot, program, require_images, skip, wait_until};
+use corebox_tests::{Cluster, Site, Snapshot, program, require_images, require_programs, skip, wait_until};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::Stdio;
@@ -315,6 +315,55 @@ fn an_ordinary_user_runs_jobs_through_fuse() {
     assert!(
         wait_until(Duration::from_secs(5), || site.cluster.node("n1").leftovers().ok().filter(Vec::is_empty)).is_some()
     );
+}
+
+#[test]
+fn ssh_starts_agents_and_its_death_ends_them() {
+    let test = "ssh_starts_agents_and_its_death_ends_them";
+    if !require_images(test, &["ompi4"]) || !require_programs(test, &["sshd", "ssh", "ssh-keygen"]) {
+        return;
+    }
+    let site = Site::with(Cluster::builder().ssh(true)).expect("starts");
+    let base = with(&["--rsh", "ssh", "--host", "n1:1,n2:1"], &["ompi4", "mpitest"]);
+    let ended = site.run(&[base.as_slice(), &["check"]].concat());
+    assert!(ended.code == 0 && ended.out.contains("OK check"), "{ended:?}");
+    let job = site.start_and_wait(&[base.as_slice(), &["hang"]].concat(), "hangs", 2);
+    let client = site.shell_until("ctl", "pgrep -n -x ssh");
+    site.shell("ctl", &format!("kill -KILL {client}"));
+    let ended = job.wait().0;
+    assert!(ended.code == 125 && ended.err.contains("was lost"), "{ended:?}");
+    // sshd needs no look: it was there before; the agents it started end by themselves
+    site.assert_clean(&["ctl", "n1", "n2"]);
+}
+
+#[test]
+fn an_image_of_another_architecture_is_refused() {
+    let test = "an_image_of_another_architecture_is_refused";
+    if !require_images(test, &["plain"]) {
+        return;
+    }
+    let site = Site::start().expect("starts");
+    let (root, store) = (site.cluster.pfs().join("foreign"), site.cluster.pfs().join("store"));
+    // the header of a program (elf(5)): 64 bits, ET_EXEC, for a machine that this one is not
+    let (machine, name): (u8, &str) = if cfg!(target_arch = "x86_64") { (183, "aarch64") } else { (62, "x86_64") };
+    let mut header = [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 9], &[2, 0, machine, 0, 1, 0, 0, 0]].concat();
+    header.resize(64, 0);
+    header[52] = 64; // e_ehsize
+    corebox_sys::fs::create_dir_all(root.join("bin")).expect("makes");
+    corebox_sys::fs::write(root.join("bin/sh"), header).expect("writes");
+    std::fs::set_permissions(root.join("bin/sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("changes");
+    let corebox = corebox_tests::corebox().expect("built");
+    let run = |arguments: &[&str]| {
+        let mut command = site.cluster.node("n1").command(&corebox);
+        command.env("COREBOX_STORE", &store).args(arguments).output().expect("runs")
+    };
+    let imported = run(&["image", "import", "foreign", &root.display().to_string()]);
+    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    let refused = run(&["mpirun", "--no-cwd", "-n", "1", "--pmi", "none", "foreign", "sh"]);
+    let err = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(125), "{err}");
+    assert!(err.contains(name) && err.contains("on n1"), "{err}");
 }
 
 /// What is refused, the words that must be said, before anything is started on any node.
