@@ -2,6 +2,7 @@
 
 use super::event::Event;
 use crate::protocol::{self, AGENT_PATIENCE, Decoder, Frame, FromAgent, GREETING, HEARTBEAT, ToAgent};
+use corebox_sys::{fd, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{Read, Write};
@@ -51,13 +52,12 @@ impl AgentLink {
     /// Waits for the remote shell to end, kills it when it does not in time.
     pub fn reap(&mut self, deadline: Instant) {
         self.close();
-        while let Ok(None) = self.child.try_wait() {
-            if Instant::now() >= deadline {
-                let _ = self.child.kill(); // already gone is fine
-                break;
-            }
-            // the kernel has no wait-with-timeout for a child; a pidfd would need one more descriptor per node
-            std::thread::sleep(Duration::from_millis(1));
+        let left = deadline.saturating_duration_since(Instant::now());
+        // the child is ours and not waited for, so its pid is its own: the pidfd names no other process
+        let ended =
+            process::open_pid(self.child.id() as i32).and_then(|pidfd| fd::poll_readable(&[pidfd.as_fd()], Some(left)));
+        if !matches!(ended.as_deref(), Ok([true])) {
+            let _ = self.child.kill(); // already gone is fine
         }
         let _ = self.child.wait();
     }
