@@ -74,11 +74,11 @@ impl Agents {
                     node
                 }
                 Event::Agent(node, Frame::Message(FromAgent::Failed(failure))) => {
-                    failures.push(failure.on(self.name(node)));
+                    failures.push((node, failure.on(self.name(node))));
                     node
                 }
                 Event::AgentGone(node, why) if facts[node as usize].is_none() => {
-                    failures.push(unreachable(why).on(self.name(node)));
+                    failures.push((node, unreachable(why).on(self.name(node))));
                     node
                 }
                 Event::AgentGone(node, why) => {
@@ -91,6 +91,9 @@ impl Agents {
             debug_assert!((node as usize) < self.links.len());
             open -= 1;
         }
+        // agents answer in any order; nodes are named in the order of the allocation
+        failures.sort_by_key(|(node, _)| *node);
+        let failures: Vec<Failure> = failures.into_iter().map(|(_, failure)| failure).collect();
         match grouped(&failures).into_iter().next() {
             Some(first) => Err(self.dismissed(first)),
             None => Ok(facts.into_iter().flatten().collect()),

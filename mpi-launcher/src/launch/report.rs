@@ -11,6 +11,10 @@ const TIMED_OUT: u8 = 124;
 /// The exit code, and what to print.
 pub fn end_of_job(watch: &Watch, nodes: &[String]) -> (u8, Vec<Failure>) {
     let Some(reason) = &watch.reason else { return (0, Vec::new()) };
+    let position = |failure: &Failure| nodes.iter().position(|node| Some(node) == failure.node.as_ref());
+    let mut in_order = watch.failures.clone();
+    in_order.sort_by_key(position);
+    let own = grouped(&in_order);
     let node = |rank: u32| watch.node_of(rank).and_then(|n| nodes.get(n as usize)).cloned().unwrap_or_default();
     let others = match watch.ended_with_job.len() {
         0 => String::new(),
@@ -47,7 +51,7 @@ pub fn end_of_job(watch: &Watch, nodes: &[String]) -> (u8, Vec<Failure>) {
             let name = nodes.get(*node as usize).cloned().unwrap_or_default();
             Failure::new(format!("node {name} was lost"), format!("{why}{others}"))
         }
-        Reason::Failed => return (watch.failures.first().map_or(exit::COREBOX, |f| f.code), grouped(&watch.failures)),
+        Reason::Failed => return (watch.failures.first().map_or(exit::COREBOX, |f| f.code), own),
         Reason::Interrupted(signal) => return (exit::SIGNAL_BASE.wrapping_add(*signal as u8), Vec::new()),
         Reason::TimedOut(after) => {
             Failure::new("the job took too long", format!("--timeout {} s is over{others}", after.as_secs_f32()))
@@ -57,7 +61,7 @@ pub fn end_of_job(watch: &Watch, nodes: &[String]) -> (u8, Vec<Failure>) {
         Reason::Output(why) if why.is_empty() => return (exit::SIGNAL_BASE + Signal::SIGPIPE as u8, Vec::new()),
         Reason::Output(why) => Failure::new("cannot write the ranks' output", why),
     };
-    (failure.code, [vec![failure], grouped(&watch.failures)].concat())
+    (failure.code, [vec![failure], own].concat())
 }
 
 /// MPI_Abort's code as an exit status; 0 would read as success.
