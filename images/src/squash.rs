@@ -230,7 +230,7 @@ impl Squash {
 fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
     let root_time = settings.epoch.unwrap_or(root.mtime);
     // each container mounts anew, with an empty page cache: what a program's libraries take to unpack is start-up time,
-    // and lz4 takes a third of zstd's (docs/design/image-format.md)
+    // and lz4 takes about half of zstd's (docs/design/image-format.md)
     let mut words: Vec<String> =
         ["-tar", "-noI", "-comp", "lz4", "-b", "128K", "-noappend", "-quiet", "-no-progress", "-no-recovery"]
             .map(str::to_owned)

@@ -1,4 +1,4 @@
-//! What a running job has come to: who failed first, who still runs, when patience ends. No I/O: events in, orders out.
+//! What a running job has come to: who failed first, which nodes are still open, when patience ends. No I/O: events in, orders out.
 
 use crate::protocol::{FromAgent, RankStarted, ToAgent};
 use corebox_spec::{Failure, IdSet, Outcome};
@@ -73,7 +73,6 @@ pub struct Watch {
     grace: Duration,
     node_of: BTreeMap<u32, u32>,
     bindings: BTreeMap<u32, (IdSet, IdSet)>,
-    running: BTreeSet<u32>,
     open_nodes: BTreeSet<u32>,
     started_nodes: BTreeSet<u32>,
     interrupts: u32,
@@ -98,7 +97,6 @@ impl Watch {
         }
         Self {
             grace,
-            running: node_of.keys().copied().collect(),
             node_of,
             bindings,
             open_nodes: (0..nodes).collect(),
@@ -138,7 +136,6 @@ impl Watch {
                 self.end(wrong, now)
             }
             FromAgent::Exited { rank, outcome, unfinished, core } => {
-                self.running.remove(&rank);
                 if self.reason.is_some() {
                     self.on_later_end(rank, outcome, core, now);
                     return None;
