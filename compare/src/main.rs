@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use corebox_compare::rounds::{Quantity, Subject, run};
-use corebox_compare::statistics::summary;
+use corebox_compare::rounds::{Quantity, Sample, Subject, run};
+use corebox_compare::statistics::{paired_ratio, summary};
 use corebox_spec::Failure;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,22 +57,29 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
     let quantity = arguments.after.clone().map_or(Quantity::Wall, Quantity::After);
     let unit = if arguments.after.is_none() { " (ms)" } else { "" };
     let samples = run(&arguments.subjects, &quantity, arguments.warmup, arguments.rounds, &mut *raw)?;
-    println!("| what | rounds | median{unit} | min{unit} | deviation{unit} | ratio of medians |");
-    println!("|---|---|---|---|---|---|");
-    let mut base = None;
+    println!("| what | rounds | median{unit} | min{unit} | deviation{unit} | ratio of medians | ratio in a round (95 %) |");
+    println!("|---|---|---|---|---|---|---|");
+    let base = series(&samples, 0);
+    let base_median = summary(&base).map_or(f64::NAN, |s| s.median);
     for (index, subject) in arguments.subjects.iter().enumerate() {
-        let values: Vec<f64> = samples.iter().filter(|s| s.subject == index).map(|s| s.value).collect();
-        let Some(summary) = summary(&values) else { continue };
-        let base = *base.get_or_insert(summary.median);
+        let values = series(&samples, index);
+        let (Some(summary), Some(ratio)) = (summary(&values), paired_ratio(&values, &base)) else { continue };
+        let interval = ratio.interval.map(|(low, high)| format!(" ({low:.3}-{high:.3})")).unwrap_or_default();
         println!(
-            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} |",
+            "| {} | {} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3}{interval} |",
             subject.name,
             summary.count,
             summary.median,
             summary.min,
             summary.deviation,
-            summary.median / base
+            summary.median / base_median,
+            ratio.median
         );
     }
     Ok(())
+}
+
+/// A subject's values, one a round, in the order of the rounds.
+fn series(samples: &[Sample], subject: usize) -> Vec<f64> {
+    samples.iter().filter(|s| s.subject == subject).map(|s| s.value).collect()
 }
