@@ -57,7 +57,9 @@ fn compare(arguments: &Arguments) -> Result<(), Failure> {
     let quantity = arguments.after.clone().map_or(Quantity::Wall, Quantity::After);
     let unit = if arguments.after.is_none() { " (ms)" } else { "" };
     let samples = run(&arguments.subjects, &quantity, arguments.warmup, arguments.rounds, &mut *raw)?;
-    println!("| what | rounds | median{unit} | min{unit} | deviation{unit} | ratio of medians | ratio in a round (95 %) |");
+    println!(
+        "| what | rounds | median{unit} | min{unit} | deviation{unit} | ratio of medians | ratio in a round (95 %) |"
+    );
     println!("|---|---|---|---|---|---|---|");
     let base = series(&samples, 0);
     let base_median = summary(&base).map_or(f64::NAN, |s| s.median);

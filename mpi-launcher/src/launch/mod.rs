@@ -21,7 +21,7 @@ pub use input::block_signals;
 use output::Output;
 use std::sync::Arc;
 use std::time::Instant;
-use watch::{Order, Reason, Watch};
+use watch::{Reason, Watch};
 
 /// What is shown beside the ranks' output.
 #[derive(Clone, Copy, Debug, Default)]
@@ -151,7 +151,7 @@ fn attend(
         let deadline =
             [watch.deadline, timeout.map(|t| t.0).filter(|_| watch.reason.is_none())].into_iter().flatten().min();
         let now = Instant::now();
-        let orders: Vec<Order> = match agents.next(deadline) {
+        let orders: Vec<ToAgent> = match agents.next(deadline) {
             Some(Event::Agent(_, Frame::Output { rank, stream, bytes })) => {
                 let written = output.write(rank, stream, &bytes);
                 written.err().and_then(|e| watch.end(unwritable(&e), now)).into_iter().collect()
@@ -180,14 +180,14 @@ fn attend(
             }
             None => on_deadline(timeout, watch),
         };
-        for Order::All(message) in orders {
-            agents.broadcast(&message);
+        for order in orders {
+            agents.broadcast(&order);
         }
     }
 }
 
 /// Ctrl-Z stops the ranks, then the launcher as its shell expects; everything else is the job's affair.
-fn on_signal(signal: i32, agents: &Agents, watch: &mut Watch, now: Instant) -> Vec<Order> {
+fn on_signal(signal: i32, agents: &Agents, watch: &mut Watch, now: Instant) -> Vec<ToAgent> {
     use nix::sys::signal::{Signal, raise};
     if signal == Signal::SIGTSTP as i32 {
         agents.broadcast(&ToAgent::Signal(Signal::SIGSTOP as i32));
@@ -197,7 +197,7 @@ fn on_signal(signal: i32, agents: &Agents, watch: &mut Watch, now: Instant) -> V
     watch.on_signal(signal, now)
 }
 
-fn on_deadline(timeout: Option<(Instant, std::time::Duration)>, watch: &mut Watch) -> Vec<Order> {
+fn on_deadline(timeout: Option<(Instant, std::time::Duration)>, watch: &mut Watch) -> Vec<ToAgent> {
     let now = Instant::now();
     match (watch.deadline, timeout) {
         (Some(deadline), _) if now >= deadline => {
@@ -205,7 +205,7 @@ fn on_deadline(timeout: Option<(Instant, std::time::Duration)>, watch: &mut Watc
             for node in watch.open_nodes().clone() {
                 watch.on_gone(node, "its agent did not end the ranks in time".into(), now);
             }
-            vec![Order::All(ToAgent::Kill)]
+            vec![ToAgent::Kill]
         }
         (None, Some((at, after))) if now >= at => watch.end(Reason::TimedOut(after), now).into_iter().collect(),
         _ => Vec::new(),

@@ -1,4 +1,5 @@
-//! What a running job has come to: who failed first, which nodes are still open, when patience ends. No I/O: events in, orders out.
+//! What a running job has come to: who failed first, which nodes are still open, when patience ends. No I/O:
+//! events in, orders out; an order is for every agent that is still there.
 
 use crate::protocol::{FromAgent, RankStarted, ToAgent};
 use corebox_spec::{Failure, IdSet, Outcome};
@@ -61,13 +62,6 @@ pub enum Reason {
 /// So long a crash may take to be reported after a peer noticed it.
 const NOTICED_FIRST: Duration = Duration::from_millis(250);
 
-/// Where an order goes.
-#[derive(Clone, Debug)]
-pub enum Order {
-    /// To every agent that is still there.
-    All(ToAgent),
-}
-
 /// The state of a running job.
 pub struct Watch {
     grace: Duration,
@@ -128,7 +122,7 @@ impl Watch {
     }
 
     /// A message of an agent.
-    pub fn on_message(&mut self, node: u32, name: &str, message: FromAgent, now: Instant) -> Option<Order> {
+    pub fn on_message(&mut self, node: u32, name: &str, message: FromAgent, now: Instant) -> Option<ToAgent> {
         match message {
             FromAgent::Started(ranks) => {
                 self.started_nodes.insert(node);
@@ -185,27 +179,27 @@ impl Watch {
     }
 
     /// An agent's stream ended or fell silent.
-    pub fn on_gone(&mut self, node: u32, why: String, now: Instant) -> Option<Order> {
+    pub fn on_gone(&mut self, node: u32, why: String, now: Instant) -> Option<ToAgent> {
         if self.open_nodes.remove(&node) { self.end(Reason::NodeLost { node, why }, now) } else { None }
     }
 
     /// A signal for the launcher: the first Ctrl-C passes and starts the grace, the second kills.
-    pub fn on_signal(&mut self, signal: i32, now: Instant) -> Vec<Order> {
+    pub fn on_signal(&mut self, signal: i32, now: Instant) -> Vec<ToAgent> {
         let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].map(|s| s as i32);
         if !ends.contains(&signal) {
-            return vec![Order::All(ToAgent::Signal(signal))];
+            return vec![ToAgent::Signal(signal)];
         }
         self.interrupts += 1;
         if self.interrupts > 1 {
             self.end(Reason::Interrupted(signal), now);
-            return vec![Order::All(ToAgent::Kill)];
+            return vec![ToAgent::Kill];
         }
         let stop = self.end(Reason::Interrupted(signal), now);
-        [Some(Order::All(ToAgent::Signal(signal))), stop].into_iter().flatten().collect()
+        [Some(ToAgent::Signal(signal)), stop].into_iter().flatten().collect()
     }
 
     /// Ends the job for this reason, unless it is ending already.
-    pub fn end(&mut self, reason: Reason, now: Instant) -> Option<Order> {
+    pub fn end(&mut self, reason: Reason, now: Instant) -> Option<ToAgent> {
         if self.reason.is_some() {
             return None;
         }
@@ -213,7 +207,7 @@ impl Watch {
         self.ending_since = Some(now);
         // agents kill after the grace; one that does not report soon after is taken for lost
         self.deadline = Some(now + self.grace + Duration::from_secs(3));
-        Some(Order::All(ToAgent::Stop { grace: self.grace }))
+        Some(ToAgent::Stop { grace: self.grace })
     }
 
     fn misbound(&self, started: &RankStarted) -> Option<Reason> {
@@ -244,7 +238,7 @@ mod tests {
     #[test]
     fn the_first_failing_rank_decides() {
         let (mut watch, now) = (watch(), Instant::now());
-        assert!(matches!(watch.on_message(1, "n2", exited(1, 3), now), Some(Order::All(ToAgent::Stop { .. }))));
+        assert!(matches!(watch.on_message(1, "n2", exited(1, 3), now), Some(ToAgent::Stop { .. })));
         let killed = Outcome::Signaled { signal: 15, core: false };
         let late = FromAgent::Exited { rank: 0, outcome: killed, unfinished: true, core: None };
         assert!(watch.on_message(0, "n1", late, now).is_none());
@@ -287,10 +281,10 @@ mod tests {
     fn a_second_interrupt_kills() {
         let (mut watch, now) = (watch(), Instant::now());
         let first = watch.on_signal(2, now);
-        assert!(matches!(first[..], [Order::All(ToAgent::Signal(2)), Order::All(ToAgent::Stop { .. })]));
-        assert!(matches!(watch.on_signal(2, now)[..], [Order::All(ToAgent::Kill)]));
+        assert!(matches!(first[..], [ToAgent::Signal(2), ToAgent::Stop { .. }]));
+        assert!(matches!(watch.on_signal(2, now)[..], [ToAgent::Kill]));
         assert_eq!(watch.reason, Some(Reason::Interrupted(2)));
-        assert!(matches!(watch.on_signal(10, now)[..], [Order::All(ToAgent::Signal(10))]));
+        assert!(matches!(watch.on_signal(10, now)[..], [ToAgent::Signal(10)]));
     }
 
     #[test]
