@@ -20,6 +20,7 @@ mod plan;
 mod process;
 mod reaper;
 mod rootfs;
+pub mod seccomp;
 mod step;
 mod sweeper;
 

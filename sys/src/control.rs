@@ -104,6 +104,32 @@ impl Socket {
     }
 }
 
+/// Connects to the socket that listens at `path` (SOCK_STREAM), and sends `bytes` with a descriptor (SCM_RIGHTS).
+///
+/// # Errors
+/// What connect(2) and sendmsg(2) say.
+pub fn send_descriptor(path: &std::path::Path, bytes: &[u8], fd: impl AsFd) -> Result<()> {
+    let failed = |errno| Error::new("send a descriptor to", path.display(), errno);
+    let address = socket::UnixAddr::new(path).map_err(failed)?;
+    let connection =
+        socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    socket::connect(connection.as_raw_fd(), &address).map_err(failed)?;
+    let number = [fd.as_fd().as_raw_fd()];
+    let mut sent = 0;
+    while sent < bytes.len() {
+        // The descriptor goes with the first byte.
+        let rights = [socket::ControlMessage::ScmRights(&number)];
+        let rights = if sent == 0 { &rights[..] } else { &[] };
+        let rest = [IoSlice::new(&bytes[sent..])];
+        match socket::sendmsg::<()>(connection.as_raw_fd(), &rest, rights, MsgFlags::MSG_NOSIGNAL, None) {
+            Ok(length) => sent += length,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(())
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -119,6 +119,15 @@ pub fn open_read(path: &Path) -> Result<OwnedFd> {
     open(path, OFlag::O_RDONLY)
 }
 
+/// Opens for reading a file that others may have put there: its name is no link, and a FIFO does not hang us. What it is
+/// must be asked of the descriptor.
+///
+/// # Errors
+/// What open(2) says: ELOOP for a link.
+pub fn open_no_follow(path: &Path) -> Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)
+}
+
 /// Opens a path for reading and writing (a device).
 ///
 /// # Errors

@@ -8,9 +8,11 @@ pub mod control;
 mod error;
 pub mod fd;
 pub mod fs;
+pub mod libseccomp_ffi;
 pub mod loopdev;
 pub mod mount;
 pub mod process;
+pub mod seccomp;
 pub mod signal;
 pub mod user;
 
