@@ -1,6 +1,6 @@
 //! `corebox image`: make, list, look at and remove images.
 
-use corebox_images::{BootstrapRequest, Image, ImportRequest, Store};
+use corebox_images::{BootstrapRequest, Codec, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -62,6 +62,9 @@ struct BootstrapArgs {
     /// Run a shell command in the new root, after the copies; may be repeated
     #[arg(long = "run", value_name = "COMMAND")]
     run: Vec<String>,
+    /// How the image holds its contents: `none` starts fastest, `zstd` is smallest
+    #[arg(long, value_enum, default_value = "none", value_name = "CODEC")]
+    codec: CodecName,
 }
 
 /// Make an image from a directory, tar or OCI image.
@@ -81,6 +84,27 @@ struct ImportArgs {
     /// Record your own files in a directory as yours instead of as root's
     #[arg(long)]
     keep_owner: bool,
+    /// How the image holds its contents: `none` starts fastest, `zstd` is smallest
+    #[arg(long, value_enum, default_value = "none", value_name = "CODEC")]
+    codec: CodecName,
+}
+
+/// Codecs as users name them.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CodecName {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CodecName> for Codec {
+    fn from(name: CodecName) -> Self {
+        match name {
+            CodecName::None => Self::None,
+            CodecName::Lz4 => Self::Lz4,
+            CodecName::Zstd => Self::Zstd,
+        }
+    }
 }
 
 /// List images.
@@ -141,6 +165,7 @@ fn bootstrap(store: &Store, args: BootstrapArgs) -> Result<u8, Failure> {
         components: args.components,
         copy_in: pairs.iter().map(|[source, target]| (source.into(), target.clone())).collect(),
         run: args.run,
+        codec: args.codec.into(),
     };
     let bar = progress_bar();
     let line = bar.clone();
@@ -151,7 +176,12 @@ fn bootstrap(store: &Store, args: BootstrapArgs) -> Result<u8, Failure> {
 }
 
 fn import(store: &Store, args: &ImportArgs) -> Result<u8, Failure> {
-    let request = ImportRequest { name: args.name.clone(), source: args.source.clone(), keep_owner: args.keep_owner };
+    let request = ImportRequest {
+        name: args.name.clone(),
+        source: args.source.clone(),
+        keep_owner: args.keep_owner,
+        codec: args.codec.into(),
+    };
     let bar = progress_bar();
     bar.set_message("importing");
     let made = corebox_images::import(store, &request, &|bytes| bar.inc(bytes));

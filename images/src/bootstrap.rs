@@ -5,7 +5,7 @@
 //! elsewhere, which is mmdebstrap's own choice (`auto`). Root gets `unshare` too, not `root`: the mounts that package
 //! scripts need are then made in a namespace of their own, and a killed bootstrap leaves none of them on the host.
 
-use crate::flatten::FlattenError;
+use crate::flatten::{Codec, FlattenError};
 use crate::import::import_stream;
 use crate::reference::ImageName;
 use crate::store::{Image, Store};
@@ -66,6 +66,8 @@ pub struct BootstrapRequest {
     pub copy_in: Vec<(PathBuf, String)>,
     /// Shell commands to run in the new root, after the copies.
     pub run: Vec<String>,
+    /// How the image file holds the contents.
+    pub codec: Codec,
 }
 
 /// Makes an image. `progress` is told how many bytes of content were added, `say` each line of mmdebstrap's progress.
@@ -90,7 +92,7 @@ pub fn bootstrap(
     };
     let said = ["mmdebstrap", &request.suite].into_iter().chain(request.packages.iter().map(String::as_str));
     let said = said.collect::<Vec<_>>().join(" ");
-    import_stream(store, &goal, &name, said, stdout, progress, |flattened| running.finish(&goal, &flattened))
+    import_stream(store, &goal, &name, said, request.codec, stdout, progress, |flattened| running.finish(&goal, &flattened))
 }
 
 /// Refuses what would be read as an option or as something else than one word.
@@ -233,7 +235,7 @@ impl Mmdebstrap {
     /// Waits for mmdebstrap; its own failure is reported before ours, unless it only failed because we stopped
     /// reading.
     fn finish(mut self, goal: &str, flattened: &Result<(), FlattenError>) -> Result<(), Failure> {
-        let ours = matches!(flattened, Err(FlattenError::Squash(_) | FlattenError::File(_)));
+        let ours = matches!(flattened, Err(FlattenError::Erofs(_) | FlattenError::Squash(_) | FlattenError::File(_)));
         if flattened.is_err() {
             // SIGTERM makes it remove its temporary directory; an error means that it has ended
             kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).ok();

@@ -1,15 +1,16 @@
 //! A root directory as a source: one file system, in a fixed order, hard links kept.
 
-use crate::entry::{Device, Entry, Kind, Meta, join, normalise};
+use crate::content::DiskFile;
+use crate::entry::{Device, Entry, Kind, Meta, Time, join, normalise};
 use crate::flatten::{FlattenError, write_tree};
 use crate::inspect::Findings;
-use crate::squash::Settings;
+use crate::flatten::Settings;
 use crate::tree::{ContentAt, Tree};
 use corebox_sys::Error;
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -46,11 +47,12 @@ pub(crate) fn flatten_directory(
     })
 }
 
-fn open(path: &Path) -> Result<File, Error> {
+fn open(path: &Path) -> Result<DiskFile, Error> {
     OpenOptions::new()
         .read(true)
         .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
         .open(path)
+        .and_then(DiskFile::new)
         .map_err(|error| Error::io("open", path.display(), &error))
 }
 
@@ -150,7 +152,7 @@ impl Walk<'_> {
             }
             Owners::Keep => (meta.uid(), meta.gid()),
         };
-        let mtime = meta.mtime().clamp(0, i64::from(u32::MAX)) as u32;
+        let mtime = Time { seconds: meta.mtime(), nanoseconds: meta.mtime_nsec() as u32 };
         let mut out = Meta { mode: meta.mode() & 0o7777, uid, gid, mtime, xattrs: Vec::new() };
         self.xattrs(path, &mut out)?;
         Ok(out)

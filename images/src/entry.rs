@@ -1,9 +1,24 @@
 //! One object of an image as its source tells it: a path, what it is, and its metadata.
 
-/// Longest name of one path component that Linux and squashfs can hold (NAME_MAX, limits.h).
+/// Longest name of one path component that Linux and its file systems can hold (NAME_MAX, limits.h).
 const NAME_MAX: usize = 255;
 /// Longest path that system calls take (PATH_MAX less the NUL).
 const PATH_MAX: usize = 4095;
+
+/// A time, counted from 1970; before it `seconds` is negative and the nanoseconds still count forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Time {
+    pub seconds: i64,
+    /// Below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+impl Time {
+    /// A whole second.
+    pub(crate) fn seconds(seconds: i64) -> Self {
+        Self { seconds, nanoseconds: 0 }
+    }
+}
 
 /// Owner, permissions, time and extended attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +27,8 @@ pub(crate) struct Meta {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Modification time in seconds since 1970, as far as squashfs can hold it (32 bits, unsigned).
-    pub mtime: u32,
+    /// Modification time.
+    pub mtime: Time,
     /// Names with their prefix (`user.`, `security.`, `trusted.`) and values, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -21,15 +36,16 @@ pub(crate) struct Meta {
 impl Meta {
     /// A directory that a source implies without naming it.
     pub(crate) fn implied_directory() -> Self {
-        Self { mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() }
+        Self { mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: Vec::new() }
     }
 
     /// Adds an extended attribute if an image can carry it.
     ///
-    /// squashfs knows the three prefixes below only (so POSIX ACLs, `system.…`, are lost). Attributes of overlayfs
-    /// would be *obeyed* by an overlay on top of the image instead of being shown, so they are not data.
+    /// Attributes of overlayfs would be *obeyed* by an overlay on top of the image instead of being shown, so they are
+    /// not data. Of `system.` there are POSIX ACLs only.
     pub(crate) fn add_xattr(&mut self, name: &[u8], value: &[u8]) {
-        let known = [&b"user."[..], b"security.", b"trusted."].iter().any(|prefix| name.starts_with(prefix));
+        let known = [&b"user."[..], b"security.", b"trusted."].iter().any(|prefix| name.starts_with(prefix))
+            || [ACL_ACCESS, ACL_DEFAULT].contains(&name);
         let overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
         if known && !overlay && !name.contains(&0) {
             self.xattrs.retain(|(known, _)| known != name);
@@ -38,6 +54,10 @@ impl Meta {
         }
     }
 }
+
+/// Names of POSIX ACLs (acl(5)) as extended attributes (xattr(7)).
+pub(crate) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+pub(crate) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +166,7 @@ mod tests {
     #[test]
     fn attributes_that_an_image_cannot_carry_are_left_out() {
         let mut meta = Meta::implied_directory();
-        for name in ["user.b", "user.a", "system.posix_acl_access", "trusted.overlay.redirect", "user.a"] {
+        for name in ["user.b", "user.a", "system.nfs4_acl", "trusted.overlay.redirect", "user.a"] {
             meta.add_xattr(name.as_bytes(), b"v");
         }
         assert_eq!(meta.xattrs, [(b"user.a".to_vec(), b"v".to_vec()), (b"user.b".to_vec(), b"v".to_vec())]);

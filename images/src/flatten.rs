@@ -1,18 +1,45 @@
 //! From a tree and its sources' bytes to one image file, in one stream.
 
-use crate::entry::{Entry, Kind, Meta, split};
+use crate::content::{Content, Piece};
+use crate::entry::{Kind, show};
+use crate::erofs::{ErofsError, ErofsWriter};
 use crate::inspect::{Findings, Inspector};
 use crate::layer::{Layer, LayerError};
-use crate::squash::{Settings, Squash, SquashError};
+use crate::squash::{Squash, SquashError};
+use crate::squash_stream;
 use crate::tar_reader::{TarError, TarReader};
 use crate::tree::{ContentAt, Id, Tree, TreeError, What};
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
+/// How an image file holds its contents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Codec {
+    /// As they are, in EROFS: the fastest start.
+    #[default]
+    None,
+    /// Compressed with lz4, in squashfs: half the size.
+    Lz4,
+    /// Compressed with zstd, in squashfs: a third of the size, slow to start.
+    Zstd,
+}
+
+/// How the image file is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub codec: Codec,
+    /// Times of all files and of the file system (SOURCE_DATE_EPOCH); `None`: files keep theirs.
+    pub epoch: Option<u32>,
+    /// Compressor threads.
+    pub processors: usize,
+}
+
 /// Why no image file came out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FlattenError {
+    #[error("{0}")]
+    Erofs(#[from] ErofsError),
     #[error("{0}")]
     Squash(#[from] SquashError),
     #[error("{0}")]
@@ -33,10 +60,16 @@ pub(crate) enum FlattenError {
     Empty,
 }
 
+/// What writes the image file.
+enum Writer {
+    Erofs(ErofsWriter),
+    Squash(Squash),
+}
+
 /// Takes the contents of files, in any order, and leaves out those that no name of the tree leads to.
 pub(crate) struct Contents<'a> {
     tree: &'a Tree,
-    squash: Squash,
+    writer: Writer,
     inspector: Inspector,
     /// The first name of each regular file that was not written yet.
     missing: HashMap<ContentAt, (&'a [u8], Id)>,
@@ -45,27 +78,33 @@ pub(crate) struct Contents<'a> {
 
 impl Contents<'_> {
     /// Writes a file's content, if it is wanted.
-    pub(crate) fn add(&mut self, at: ContentAt, content: &mut dyn Read) -> Result<(), SquashError> {
+    pub(crate) fn add(&mut self, at: ContentAt, content: &mut dyn Content) -> Result<(), FlattenError> {
         let Some((path, id)) = self.missing.remove(&at) else { return Ok(()) };
         let object = self.tree.object(id);
         let What::File { size, .. } = object.what else { return Ok(()) };
-        write_file(&mut self.squash, &mut self.inspector, path, &object.meta, size, content, self.progress)
+        let writer = &mut self.writer;
+        watched(&mut self.inspector, path, size, self.progress, |see| match writer {
+            Writer::Erofs(erofs) => Ok(erofs.file(at, path, size, content, see)?),
+            Writer::Squash(squash) => Ok(squash.file(path, &object.meta, size, content, see)?),
+        })
     }
 }
 
-fn write_file(
-    squash: &mut Squash,
+/// Shows a file's content to the inspector and the progress bar while it is written.
+pub(crate) fn watched(
     inspector: &mut Inspector,
     path: &[u8],
-    meta: &Meta,
     size: u64,
-    content: &mut dyn Read,
     progress: &dyn Fn(u64),
-) -> Result<(), SquashError> {
+    write: impl FnOnce(&mut dyn FnMut(Piece)) -> Result<(), FlattenError>,
+) -> Result<(), FlattenError> {
     inspector.begin(path, size);
-    squash.file(path, meta, size, content, &mut |piece| {
-        inspector.feed(piece);
-        progress(piece.len() as u64);
+    write(&mut |piece| {
+        inspector.feed(&piece);
+        progress(match piece {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::Zeros(length) => length,
+        });
     })?;
     inspector.end();
     Ok(())
@@ -91,48 +130,41 @@ pub(crate) fn write_tree(
     if first_names.is_empty() {
         return Err(FlattenError::Empty);
     }
-    let squash = Squash::start(out, tree.root(), settings)?;
-    let mut contents = Contents { tree, squash, inspector: Inspector::default(), missing, progress };
-    match write_all(&mut contents, &first_names, feed) {
-        Ok(()) => {
-            contents.squash.finish()?;
-            Ok(contents.inspector.finish())
+    let writer = match settings.codec {
+        Codec::None => Writer::Erofs(ErofsWriter::start(out)?),
+        Codec::Lz4 | Codec::Zstd => Writer::Squash(Squash::start(out, tree.root(), settings)?),
+    };
+    let mut contents = Contents { tree, writer, inspector: Inspector::default(), missing, progress };
+    let written = write_all(&mut contents, &first_names, feed);
+    let Contents { writer, inspector, .. } = contents;
+    match (writer, written) {
+        (Writer::Erofs(_), Err(error)) => return Err(error),
+        (Writer::Squash(squash), Err(error)) => {
+            squash.abort();
+            return Err(error);
         }
-        Err(error) => {
-            contents.squash.abort();
-            Err(error)
-        }
+        (Writer::Erofs(erofs), Ok(())) => erofs.finish(tree, settings.epoch)?,
+        (Writer::Squash(squash), Ok(())) => squash.finish()?,
     }
+    Ok(inspector.finish())
 }
 
+/// Writes all that comes as a stream: for EROFS the contents, for squashfs everything.
 fn write_all(
     contents: &mut Contents,
     first_names: &HashMap<Id, &[u8]>,
     feed: impl FnOnce(&mut Contents) -> Result<(), FlattenError>,
 ) -> Result<(), FlattenError> {
     let tree = contents.tree;
-    for (path, id) in tree.names() {
-        let object = tree.object(id);
-        if object.what == What::Directory {
-            contents.squash.directory(path, &object.meta)?;
-        }
+    if let Writer::Squash(squash) = &mut contents.writer {
+        squash_stream::write_directories(squash, tree)?;
     }
     feed(contents)?;
     if let Some((path, _)) = contents.missing.values().next() {
-        return Err(FlattenError::Changed(crate::entry::show(path)));
+        return Err(FlattenError::Changed(show(path)));
     }
-    for (path, id) in tree.names() {
-        let object = tree.object(id);
-        let first = first_names[&id];
-        let squash = &mut contents.squash;
-        match &object.what {
-            What::Directory => {}
-            _ if first != path => squash.hard_link(path, &object.meta, first)?,
-            What::File { .. } => {}
-            What::Symlink(target) => squash.symlink(path, &object.meta, target)?,
-            What::Device(device) => squash.device(path, &object.meta, *device)?,
-            What::Fifo => squash.fifo(path, &object.meta)?,
-        }
+    if let Writer::Squash(squash) = &mut contents.writer {
+        squash_stream::write_others(squash, tree, first_names)?;
     }
     Ok(())
 }
@@ -161,102 +193,33 @@ pub(crate) fn flatten_layers(
     })
 }
 
-/// Writes the image file from one archive that can be read only once (a pipe). Such an archive must have each object
-/// once and each directory before what it holds, as tar(1) writes them.
+/// Writes the image file from one archive that can be read only once (a pipe).
 pub(crate) fn flatten_stream(
     stream: impl Read,
     out: &Path,
     settings: Settings,
     progress: &dyn Fn(u64),
 ) -> Result<Findings, FlattenError> {
+    if settings.codec != Codec::None {
+        return squash_stream::flatten_stream(stream, out, settings, progress);
+    }
     let mut tar = TarReader::new(stream, false);
-    let mut copy = StreamCopy {
-        tree: Tree::new(),
-        inspector: Inspector::default(),
-        squash: None,
-        early: Vec::new(),
-        out,
-        settings,
-        progress,
-    };
-    match copy.all(&mut tar) {
-        Ok(()) => {
-            // the writer must be able to end by itself, not by a broken pipe
-            tar.drain().map_err(TarError::from)?;
-            copy.squash.ok_or(FlattenError::Empty)?.finish()?;
-            Ok(copy.inspector.finish())
+    let mut tree = Tree::new();
+    let mut inspector = Inspector::default();
+    let mut erofs = ErofsWriter::start(out)?;
+    while let Some((ordinal, entry)) = tar.next()? {
+        let at = ContentAt { layer: 0, ordinal };
+        if let Kind::File { size } = entry.kind {
+            let path = &entry.path;
+            watched(&mut inspector, path, size, progress, |see| Ok(erofs.file(at, path, size, &mut tar, see)?))?;
         }
-        Err(error) => {
-            copy.squash.into_iter().for_each(Squash::abort);
-            Err(error)
-        }
+        tree.put(entry, at)?;
     }
-}
-
-/// A stream on its way into an image file.
-struct StreamCopy<'a> {
-    tree: Tree,
-    inspector: Inspector,
-    squash: Option<Squash>,
-    /// Entries before the root directory's own, whose metadata mksquashfs must be told at its start. mmdebstrap's
-    /// device nodes come so.
-    early: Vec<Entry>,
-    out: &'a Path,
-    settings: Settings,
-    progress: &'a dyn Fn(u64),
-}
-
-impl StreamCopy<'_> {
-    fn all(&mut self, tar: &mut TarReader<impl Read>) -> Result<(), FlattenError> {
-        while let Some((ordinal, entry)) = tar.next()? {
-            self.check(&entry)?;
-            let is_root = entry.path.is_empty();
-            let has_content = matches!(entry.kind, Kind::File { size } if size > 0);
-            self.tree.put(entry.clone(), ContentAt { layer: 0, ordinal })?;
-            if self.squash.is_none() && !is_root && !has_content {
-                self.early.push(entry);
-                continue;
-            }
-            if self.squash.is_none() {
-                self.squash = Some(Squash::start(self.out, self.tree.root(), self.settings)?);
-                for entry in std::mem::take(&mut self.early) {
-                    self.write(&entry, &mut std::io::empty())?;
-                }
-            }
-            if !is_root {
-                self.write(&entry, tar)?;
-            }
-        }
-        Ok(())
+    // the writer must be able to end by itself, not by a broken pipe
+    tar.drain().map_err(TarError::from)?;
+    if tree.names().next().is_none() {
+        return Err(FlattenError::Empty);
     }
-
-    /// Refuses what cannot be written in the order in which it comes.
-    fn check(&self, entry: &Entry) -> Result<(), FlattenError> {
-        let shown = || crate::entry::show(&entry.path);
-        if entry.path.is_empty() {
-            return if self.squash.is_some() { Err(FlattenError::NoDirectory("/".into())) } else { Ok(()) };
-        }
-        let directory = split(&entry.path).0;
-        let is_directory = |id| self.tree.object(id).what == What::Directory;
-        if !directory.is_empty() && !self.tree.find(directory).is_some_and(is_directory) {
-            return Err(FlattenError::NoDirectory(shown()));
-        }
-        if self.tree.find(&entry.path).is_some() { Err(FlattenError::Twice(shown())) } else { Ok(()) }
-    }
-
-    fn write(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), FlattenError> {
-        let Some(squash) = self.squash.as_mut() else { return Ok(()) };
-        let (path, meta) = (&entry.path, &entry.meta);
-        match &entry.kind {
-            Kind::Directory => squash.directory(path, meta)?,
-            Kind::File { size } => {
-                write_file(squash, &mut self.inspector, path, meta, *size, content, self.progress)?;
-            }
-            Kind::Symlink(target) => squash.symlink(path, meta, target)?,
-            Kind::HardLink(target) => squash.hard_link(path, meta, target)?,
-            Kind::Device(device) => squash.device(path, meta, *device)?,
-            Kind::Fifo => squash.fifo(path, meta)?,
-        }
-        Ok(())
-    }
+    erofs.finish(&tree, settings.epoch)?;
+    Ok(inspector.finish())
 }

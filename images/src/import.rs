@@ -1,12 +1,13 @@
 //! `corebox image import`: a source becomes one file in the store.
 
 use crate::directory::{Owners, flatten_directory};
-use crate::flatten::{FlattenError, flatten_layers, flatten_stream};
+use crate::erofs::ErofsError;
+use crate::flatten::{Codec, FlattenError, Settings, flatten_layers, flatten_stream};
 use crate::inspect::Findings;
 use crate::layer::hex;
 use crate::reference::ImageName;
 use crate::source::{Source, SourceError};
-use crate::squash::{self, Settings, SquashError};
+use crate::squash::{self, SquashError};
 use crate::staging::Staging;
 use crate::store::{Image, Store};
 use corebox_spec::{Failure, ImageConfig, ImageFacts};
@@ -31,6 +32,8 @@ pub struct ImportRequest {
     pub source: PathBuf,
     /// Record the calling user's own files as owned by that user, not by root. (Always so for root.)
     pub keep_owner: bool,
+    /// How the image file holds the contents.
+    pub codec: Codec,
 }
 
 /// Imports a source. `progress` is told how many bytes of content were added, as they pass.
@@ -41,7 +44,7 @@ pub struct ImportRequest {
 pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) -> Result<Image, Failure> {
     let goal = format!("cannot import {} as `{}`", request.source.display(), request.name);
     let name = ImageName::parse(&request.name).map_err(|error| Failure::new(&goal, error))?;
-    let settings = settings(&goal)?;
+    let settings = settings(&goal, request.codec)?;
     let source = Source::open(&request.source).map_err(|error| refused(&goal, &error))?;
     let file = store.stage().map_err(|error| store_failure(&goal, store, &error))?;
     let (findings, config) = match &source {
@@ -65,11 +68,12 @@ pub(crate) fn import_stream(
     goal: &str,
     name: &ImageName,
     said: String,
+    codec: Codec,
     stream: impl Read,
     progress: &dyn Fn(u64),
     complete: impl FnOnce(Result<(), FlattenError>) -> Result<(), Failure>,
 ) -> Result<Image, Failure> {
-    let settings = settings(goal)?;
+    let settings = settings(goal, codec)?;
     let file = store.stage().map_err(|error| store_failure(goal, store, &error))?;
     match flatten_stream(stream, file.path(), settings, progress) {
         Ok(findings) => {
@@ -85,9 +89,11 @@ pub(crate) fn import_stream(
     }
 }
 
-/// Checks mksquashfs and the environment.
-pub(crate) fn settings(goal: &str) -> Result<Settings, Failure> {
-    squash::check_program().map_err(|error| flatten_failure(goal, &error.into()))?;
+/// Checks mksquashfs, where it is needed, and the environment.
+pub(crate) fn settings(goal: &str, codec: Codec) -> Result<Settings, Failure> {
+    if codec != Codec::None {
+        squash::check_program().map_err(|error| flatten_failure(goal, &error.into()))?;
+    }
     let epoch = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => Some(text.trim().parse::<u32>().map_err(|_| {
             Failure::new(goal, format!("SOURCE_DATE_EPOCH=`{text}` is not a number of seconds since 1970"))
@@ -95,7 +101,7 @@ pub(crate) fn settings(goal: &str) -> Result<Settings, Failure> {
         Err(_) => None,
     };
     let processors = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_PROCESSORS);
-    Ok(Settings { epoch, processors })
+    Ok(Settings { codec, epoch, processors })
 }
 
 fn owners(keep: bool) -> Owners {
@@ -167,6 +173,11 @@ pub(crate) fn flatten_failure(goal: &str, error: &FlattenError) -> Failure {
         }
         FlattenError::Squash(SquashError::TooOld(_)) => failure.hint("squashfs-tools 4.5 or newer is needed"),
         FlattenError::Squash(SquashError::Failed { said, .. }) if said.contains("No space left") => {
+            failure.hint("make room in the image store")
+        }
+        FlattenError::Erofs(ErofsError::Write(error))
+            if [Errno::ENOSPC, Errno::EDQUOT].iter().any(|full| error.raw_os_error() == Some(*full as i32)) =>
+        {
             failure.hint("make room in the image store")
         }
         FlattenError::File(error) if matches!(error.errno, Errno::EACCES | Errno::EPERM) => {

@@ -3,6 +3,7 @@
 //! The content is hostile until proven otherwise: at most [`MAX_KEPT`] bytes of a file are kept, every offset is
 //! checked by the `object` crate, and what cannot be parsed is not an MPI library.
 
+use crate::content::Piece;
 use crate::entry::split;
 use corebox_spec::{MpiFamily, MpiFound};
 use object::{Object, ObjectSegment, ObjectSymbol};
@@ -47,9 +48,12 @@ impl Inspector {
     }
 
     /// A piece of its content.
-    pub(crate) fn feed(&mut self, piece: &[u8]) {
-        let missing = (self.wanted - self.kept.len() as u64).min(piece.len() as u64) as usize;
-        self.kept.extend_from_slice(&piece[..missing]);
+    pub(crate) fn feed(&mut self, piece: &Piece) {
+        let missing = self.wanted - self.kept.len() as u64;
+        match piece {
+            Piece::Bytes(bytes) => self.kept.extend_from_slice(&bytes[..missing.min(bytes.len() as u64) as usize]),
+            Piece::Zeros(length) => self.kept.resize(self.kept.len() + missing.min(*length) as usize, 0),
+        }
     }
 
     /// The file is complete.

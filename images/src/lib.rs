@@ -1,8 +1,8 @@
-//! Images: from a directory, an archive or a recipe to one immutable squashfs file in a content-addressed store.
+//! Images: from a directory, an archive or a recipe to one immutable file in a content-addressed store.
 //!
 //! ```text
-//! bootstrap ─ mmdebstrap ─┐ (pipe)
-//! import ─ source ─ layers ┼─ tree ─ flatten ─ squash (mksquashfs) ─ store
+//! bootstrap ─ mmdebstrap ─┐ (pipe)      ┌─ erofs ───────────────┐
+//! import ─ source ─ layers ┼─ tree ─ flatten ─ squash (mksquashfs) ┴─ store
 //!                          └──────── inspect (while it streams)
 //! ```
 //!
@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod content;
 mod directory;
 mod entry;
+mod erofs;
 mod flatten;
 mod import;
 mod inspect;
@@ -22,6 +24,7 @@ mod reference;
 mod root_inode;
 mod source;
 mod squash;
+mod squash_stream;
 mod staging;
 mod store;
 mod tar_reader;
@@ -29,6 +32,7 @@ mod tar_sparse;
 mod tree;
 
 pub use bootstrap::{BootstrapRequest, bootstrap};
+pub use flatten::Codec;
 pub use import::{ImportRequest, import};
 pub use reference::{ImageName, Reference, ReferenceError};
 pub use store::{Image, Listing, SITE_STORE, STORE_VARIABLE, Store};

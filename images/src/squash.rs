@@ -5,7 +5,9 @@
 //! time before 1970 in a pax header is fatal, and `.`/`..` are stripped silently. The tree upstream of here has put
 //! all of that in order.
 
-use crate::entry::{Device, Meta};
+use crate::content::{Content, Piece};
+use crate::entry::{Device, Meta, Time};
+use crate::flatten::{Codec, Settings};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -60,15 +62,6 @@ fn version_of(line: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// How the image file is made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    /// Times of all files and of the file system (SOURCE_DATE_EPOCH); `None`: files keep theirs.
-    pub epoch: Option<u32>,
-    /// Compressor threads.
-    pub processors: usize,
-}
-
 /// A running mksquashfs.
 pub(crate) struct Squash {
     child: Child,
@@ -102,7 +95,8 @@ impl Squash {
         };
         let stdin = BufWriter::with_capacity(1 << 16, stdin);
         let stderr = std::thread::spawn(move || read_stderr(stderr));
-        let root = Meta { mtime: settings.epoch.unwrap_or(root.mtime), ..root.clone() };
+        let mtime = settings.epoch.map_or(root.mtime, |epoch| Time::seconds(epoch.into()));
+        let root = Meta { mtime, ..root.clone() };
         Ok(Self { child, stdin, stderr, buffer: vec![0; 1 << 16], out: out.to_owned(), root })
     }
 
@@ -134,8 +128,8 @@ impl Squash {
         path: &[u8],
         meta: &Meta,
         size: u64,
-        content: &mut dyn Read,
-        see: &mut dyn FnMut(&[u8]),
+        content: &mut dyn Content,
+        see: &mut dyn FnMut(Piece),
     ) -> Result<(), SquashError> {
         self.entry(path, meta, EntryType::Regular, size, None, None)?;
         let mut left = size;
@@ -148,7 +142,7 @@ impl Squash {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(SquashError::Content { path: crate::entry::show(path), error }),
             };
-            see(&buffer[..got]);
+            see(Piece::Bytes(&buffer[..got]));
             self.write(&buffer[..got])?;
             left -= got as u64;
         }
@@ -172,7 +166,7 @@ impl Squash {
         if !status.success() {
             return Err(SquashError::Failed { status: describe(status), said });
         }
-        crate::root_inode::set_root(&out, root.uid, root.gid, root.mtime).map_err(SquashError::Root)
+        crate::root_inode::set_root(&out, root.uid, root.gid, seconds(root.mtime)).map_err(SquashError::Root)
     }
 
     /// Stops mksquashfs because the source failed; the caller removes what it wrote.
@@ -198,7 +192,8 @@ impl Squash {
         if let Some(link) = link.filter(|link| link.len() > 100) {
             pax_record(&mut pax, b"linkpath", link);
         }
-        for (name, value) in &meta.xattrs {
+        // squashfs has no POSIX ACLs (`system.…`)
+        for (name, value) in meta.xattrs.iter().filter(|(name, _)| !name.starts_with(b"system.")) {
             pax_record(&mut pax, &[b"SCHILY.xattr.", &name[..]].concat(), value);
         }
         if !pax.is_empty() {
@@ -227,12 +222,16 @@ impl Squash {
     }
 }
 
+/// A time as far as squashfs can hold it: 32 bits, unsigned.
+fn seconds(time: Time) -> u32 {
+    time.seconds.clamp(0, i64::from(u32::MAX)) as u32
+}
+
 fn arguments(root: &Meta, settings: Settings) -> Vec<OsString> {
-    let root_time = settings.epoch.unwrap_or(root.mtime);
-    // each container mounts anew, with an empty page cache: what a program's libraries take to unpack is start-up time,
-    // and lz4 takes about half of zstd's (docs/design/image-format.md)
+    let root_time = settings.epoch.unwrap_or(seconds(root.mtime));
+    let compressor = if settings.codec == Codec::Zstd { "zstd" } else { "lz4" };
     let mut words: Vec<String> =
-        ["-tar", "-noI", "-comp", "lz4", "-b", "128K", "-noappend", "-quiet", "-no-progress", "-no-recovery"]
+        ["-tar", "-noI", "-comp", compressor, "-b", "128K", "-noappend", "-quiet", "-no-progress", "-no-recovery"]
             .map(str::to_owned)
             .to_vec();
     // it would take a quarter of the node's memory
@@ -260,7 +259,7 @@ fn header(path: &[u8], meta: &Meta, kind: EntryType, size: u64, link: Option<&[u
     // numbers too large for octal are written in base 256, which mksquashfs reads
     header.set_uid(u64::from(meta.uid));
     header.set_gid(u64::from(meta.gid));
-    header.set_mtime(u64::from(meta.mtime));
+    header.set_mtime(u64::from(seconds(meta.mtime)));
     header.set_size(size);
     if let (Some(device), Some(ustar)) = (device, header.as_ustar_mut()) {
         ustar.set_device_major(device.major);

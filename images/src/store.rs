@@ -1,7 +1,7 @@
 //! The store: images by the digest of their one file, and names that point to digests.
 //!
 //! ```text
-//! ROOT/blobs/sha256/HEX.sqsh   the image, never changed (0444)
+//! ROOT/blobs/sha256/HEX.erofs  the image, never changed (0444); HEX.sqsh if it is compressed
 //! ROOT/facts/HEX.json          what was found out about it (corebox_spec::ImageFacts)
 //! ROOT/names/NAME:TAG          a small file that holds `sha256:HEX`
 //! ROOT/tmp/…                   files being written
@@ -10,6 +10,7 @@
 //! Nothing but link(2), rename(2) and unlink(2) changes it: no lock, no extended attribute, no database, so it works on
 //! NFS and Lustre, two writers cannot disturb each other, and a killed one leaves a file in `tmp` and nothing else.
 
+use crate::mount::Format;
 use crate::reference::{ImageName, Reference, is_full_digest};
 use crate::staging::{self, Staging};
 use corebox_spec::{Failure, ImageFacts};
@@ -196,7 +197,8 @@ impl Store {
     pub(crate) fn add(&self, file: &Staging, facts: &ImageFacts, name: &ImageName) -> Result<(), Error> {
         let root = self.root();
         let hex = facts.digest.trim_start_matches("sha256:");
-        let blob = blob_path(root, hex);
+        let image = corebox_sys::fd::open_read(file.path())?;
+        let blob = blob_file(root, hex, crate::mount::format(&image, file.path())?);
         let json = serde_json::to_vec_pretty(facts).unwrap_or_default();
         // `remove` may run at the same time: it takes the image away if it sees no name, and puts it back if a name
         // appeared meanwhile. We look once more after the name is there, so one of us sees the other.
@@ -236,8 +238,22 @@ impl Store {
     }
 }
 
+/// The last part of an image file's name.
+fn suffix(format: Format) -> &'static str {
+    match format {
+        Format::Erofs => ".erofs",
+        Format::Squashfs => ".sqsh",
+    }
+}
+
+fn blob_file(root: &Path, hex: &str, format: Format) -> PathBuf {
+    root.join("blobs/sha256").join(format!("{hex}{}", suffix(format)))
+}
+
+/// The file of an image, whichever format it has.
 fn blob_path(root: &Path, hex: &str) -> PathBuf {
-    root.join("blobs/sha256").join(format!("{hex}.sqsh"))
+    let squashfs = blob_file(root, hex, Format::Squashfs);
+    if squashfs.exists() { squashfs } else { blob_file(root, hex, Format::Erofs) }
 }
 
 fn facts_path(root: &Path, hex: &str) -> PathBuf {
@@ -306,8 +322,12 @@ fn entries(directory: &Path, goal: &str) -> Result<Vec<String>, Failure> {
 
 fn digests(root: &Path, goal: &str) -> Result<Vec<String>, Failure> {
     let files = entries(&root.join("blobs/sha256"), goal)?;
-    let hex = files.iter().filter_map(|file| file.strip_suffix(".sqsh")).filter(|hex| is_full_digest(hex));
-    Ok(hex.map(str::to_owned).collect())
+    let without_suffix = |file: &'_ String| -> Option<String> {
+        let hex = [Format::Erofs, Format::Squashfs].iter().find_map(|format| file.strip_suffix(suffix(*format)))?;
+        is_full_digest(hex).then(|| hex.to_owned())
+    };
+    let hex = files.iter().filter_map(without_suffix);
+    Ok(hex.collect())
 }
 
 /// All names with the digits of what they point to.

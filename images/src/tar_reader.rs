@@ -3,7 +3,8 @@
 //! hostile archive must not make us allocate what its size fields promise, and because the crate leaves pax sparse
 //! files unexpanded.
 
-use crate::entry::{Device, Entry, Kind, Meta, PathError, normalise, show};
+use crate::entry::{Device, Entry, Kind, Meta, PathError, Time, normalise, show};
+use crate::content::Content;
 use crate::tar_sparse::{SparseError, SparseMap};
 use std::io::{self, Read};
 use tar::{EntryType, Header};
@@ -11,6 +12,9 @@ use tar::{EntryType, Header};
 pub(crate) const BLOCK: usize = 512;
 /// Longest extended header accepted; Go's archive/tar, which wrote most layers in the world, has the same limit.
 const MAX_EXTENSION: u64 = 1 << 20;
+
+/// Longest target of a symbolic link that Linux can follow (PATH_MAX less the NUL, symlink(2)).
+const LONGEST_TARGET: usize = 4095;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +54,7 @@ struct Extension {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
-    mtime: Option<u32>,
+    mtime: Option<Time>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: crate::tar_sparse::PaxSparse,
 }
@@ -229,7 +233,7 @@ impl<R: Read> TarReader<R> {
             }
         };
         self.is_file = matches!(kind, Kind::File { .. });
-        if matches!(&kind, Kind::Symlink(target) if target.len() > 65_535 || target.contains(&0)) {
+        if matches!(&kind, Kind::Symlink(target) if target.len() > LONGEST_TARGET || target.contains(&0)) {
             return Err(bad("link target"));
         }
         Ok(Entry { path, kind, meta })
@@ -323,9 +327,20 @@ impl<R: Read> Read for TarReader<R> {
         self.at += got as u64;
         self.stored -= got as u64;
         if let Some(map) = &mut self.sparse {
-            map.advance(got);
+            map.advance(got as u64);
         }
         Ok(got)
+    }
+}
+
+impl<R: Read> Content for TarReader<R> {
+    fn hole(&mut self) -> io::Result<u64> {
+        Ok(self.sparse.as_mut().map_or(0, SparseMap::hole))
+    }
+    fn skip(&mut self, bytes: u64) {
+        if let Some(map) = &mut self.sparse {
+            map.advance(bytes);
+        }
     }
 }
 
@@ -337,7 +352,7 @@ impl Extension {
             b"size" => self.size = Some(number(value).ok_or("size")?),
             b"uid" => self.uid = Some(number(value).ok_or("uid")?),
             b"gid" => self.gid = Some(number(value).ok_or("gid")?),
-            b"mtime" => self.mtime = Some(seconds(value).ok_or("mtime")?),
+            b"mtime" => self.mtime = Some(pax_time(value).ok_or("mtime")?),
             _ => match key.strip_prefix(b"SCHILY.xattr.") {
                 Some(name) => self.xattrs.push((name.to_vec(), value.to_vec())),
                 None => self.sparse.record(key, value)?,
@@ -351,7 +366,7 @@ fn meta_of(
     header: &Header,
     uid: Option<u64>,
     gid: Option<u64>,
-    mtime: Option<u32>,
+    mtime: Option<Time>,
     xattrs: &[(Vec<u8>, Vec<u8>)],
 ) -> Result<Meta, &'static str> {
     let id = |known: Option<u64>, field: io::Result<u64>, name| -> Result<u32, &'static str> {
@@ -363,18 +378,30 @@ fn meta_of(
         mode: header.mode().map_err(|_| "mode")? & 0o7777,
         uid: id(uid, header.uid(), "uid")?,
         gid: id(gid, header.gid(), "gid")?,
-        // times before 1970 are written in base 256 with the top bit set; squashfs cannot hold them
-        mtime: mtime.unwrap_or(match header.as_old().mtime[0] {
-            0xff => 0,
-            _ => header.mtime().map_err(|_| "mtime")?.min(u64::from(u32::MAX)) as u32,
-        }),
+        mtime: match mtime {
+            Some(mtime) => mtime,
+            None => header_time(header)?,
+        },
         xattrs: Vec::new(),
     };
     xattrs.iter().for_each(|(name, value)| meta.add_xattr(name, value));
     Ok(meta)
 }
 
-/// A device number that squashfs can hold: 12 bits of major and 20 of minor (squashfs_fs.h, as Linux's own dev_t).
+/// The time of a header. Times before 1970 are written in base 256 with all upper bits set, two's complement (GNU tar
+/// manual, "Extensions to the standard archive format").
+fn header_time(header: &Header) -> Result<Time, &'static str> {
+    let field = header.as_old().mtime;
+    if field[0] == 0xff {
+        let low: [u8; 8] = field[4..].try_into().map_err(|_| "mtime")?;
+        return Ok(Time::seconds(i64::from_be_bytes(low)));
+    }
+    let seconds = header.mtime().map_err(|_| "mtime")?;
+    i64::try_from(seconds).map(Time::seconds).map_err(|_| "mtime")
+}
+
+/// A device number that Linux and its image formats can hold: 12 bits of major and 20 of minor (new_encode_dev,
+/// linux/kdev_t.h).
 fn device(header: &Header, block: bool) -> Option<Device> {
     let major = header.device_major().ok()??;
     let minor = header.device_minor().ok()??;
@@ -393,10 +420,36 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Whole seconds of a pax time (`1700000000.25`, perhaps negative), clamped to what squashfs holds.
-fn seconds(text: &[u8]) -> Option<u32> {
+/// A pax time: `1700000000.25`, perhaps negative.
+fn pax_time(text: &[u8]) -> Option<Time> {
     let text = std::str::from_utf8(text).ok()?;
-    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
-    let value: i64 = whole.parse().ok()?;
-    Some(value.clamp(0, i64::from(u32::MAX)) as u32)
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // nine digits, the further ones cut off
+    let nanoseconds = fraction.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |n, d| n * 10 + u32::from(d - b'0'));
+    match (whole.starts_with('-'), nanoseconds) {
+        (true, 1..) => Some(Time { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds }),
+        _ => Some(Time { seconds, nanoseconds }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_pax_count_forward_from_the_second_before() {
+        let time = |text: &str| pax_time(text.as_bytes()).map(|time| (time.seconds, time.nanoseconds));
+        assert_eq!(time("1700000000"), Some((1_700_000_000, 0)));
+        assert_eq!(time("1700000000.25"), Some((1_700_000_000, 250_000_000)));
+        assert_eq!(time("5.1234567891"), Some((5, 123_456_789)));
+        assert_eq!(time("-1"), Some((-1, 0)));
+        assert_eq!(time("-0.25"), Some((-1, 750_000_000)));
+        for wrong in ["", "x", "1.x", "1.-5", "99999999999999999999"] {
+            assert_eq!(time(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -165,9 +165,18 @@ impl SparseMap {
         }
     }
 
-    /// Notes that this many stored bytes were read.
-    pub(crate) fn advance(&mut self, bytes: usize) {
-        self.at += bytes as u64;
+    /// How many zeros of a hole come next.
+    pub(crate) fn hole(&mut self) -> u64 {
+        while self.pieces.get(self.index).is_some_and(|&(start, length)| start + length <= self.at) {
+            self.index += 1;
+        }
+        let next = self.pieces.get(self.index).map_or(self.size, |&(start, _)| start);
+        next.saturating_sub(self.at)
+    }
+
+    /// Notes that this many bytes were read, or passed over in a hole.
+    pub(crate) fn advance(&mut self, bytes: u64) {
+        self.at += bytes;
     }
 }
 

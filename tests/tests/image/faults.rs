@@ -1,7 +1,7 @@
 //! Two writers, a writer killed in the middle, a full disk, missing programs.
 
 use crate::sources::Tar;
-use crate::support::{Scratch, failed, files_in, ready};
+use crate::support::{Scratch, failed, files_in};
 use corebox_tests::{require_programs, require_root, wait_until};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,15 +11,45 @@ fn source(scratch: &Scratch) -> PathBuf {
     scratch.file("env.tar", &Tar::default().file("f", &[1; 100_000]).end())
 }
 
+/// Bytes that nothing can compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
 /// Whether a file in a directory has any content.
 fn has_content(directory: &std::path::Path) -> bool {
     files_in(directory).iter().any(|file| std::fs::metadata(directory.join(file)).is_ok_and(|meta| meta.len() > 0))
 }
 
+/// The kernel kills it in the middle of its work: at a size that the file would exceed (setrlimit(2), RLIMIT_FSIZE).
 #[test]
 fn a_killed_import_leaves_nothing_that_counts() {
-    let test = "a_killed_import_leaves_nothing_that_counts";
-    if !ready(test) || !require_programs(test, &["mkfifo"]) {
+    let scratch = Scratch::new("killed");
+    let tar = scratch.file("big.tar", &Tar::default().file("noise", &noise(4 << 20)).end());
+    let status = Command::new("sh")
+        .args(["-c", r#"ulimit -c 0; ulimit -f 2048; exec "$1" image import env "$2""#, "sh"])
+        .args([corebox_tests::corebox().unwrap(), tar.clone()])
+        .env("COREBOX_STORE", scratch.store())
+        .status()
+        .unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(25), "not killed by SIGXFSZ: {status}");
+    let tmp = scratch.store().join("tmp");
+    assert_eq!(files_in(&tmp).len(), 1, "the killed import's file should still be there");
+    assert!(has_content(&tmp) && scratch.list().is_empty());
+    scratch.import("env", &tar);
+    assert_eq!(files_in(&tmp), Vec::<String>::new(), "the leftover was not swept");
+    assert_eq!(scratch.list().len(), 1);
+}
+
+#[test]
+fn an_import_whose_mksquashfs_is_killed_leaves_nothing_that_counts() {
+    let test = "an_import_whose_mksquashfs_is_killed_leaves_nothing_that_counts";
+    if !require_programs(test, &["mkfifo", "mksquashfs"]) {
         return;
     }
     let scratch = Scratch::new("kill");
@@ -34,7 +64,7 @@ fn a_killed_import_leaves_nothing_that_counts() {
     let slow = scratch.executable("slow/mksquashfs", &script);
     let path = format!("{}:{}", slow.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let tar = source(&scratch);
-    let mut command = scratch.command(&["import", "env", tar.to_str().unwrap()]);
+    let mut command = scratch.command(&["import", "--codec", "lz4", "env", tar.to_str().unwrap()]);
     let mut child = command.env("PATH", path).stdout(Stdio::null()).spawn().unwrap();
     let tmp = scratch.store().join("tmp");
     let half = wait_until(Duration::from_secs(30), || files_in(&tmp).pop().filter(|_| has_content(&tmp)));
@@ -53,7 +83,7 @@ fn a_killed_import_leaves_nothing_that_counts() {
 #[test]
 fn an_import_in_progress_is_not_swept() {
     let test = "an_import_in_progress_is_not_swept";
-    if !ready(test) || !require_programs(test, &["mkfifo"]) {
+    if !require_programs(test, &["mkfifo", "mksquashfs"]) {
         return;
     }
     let scratch = Scratch::new("sweep");
@@ -69,7 +99,7 @@ fn an_import_in_progress_is_not_swept() {
     let slow = scratch.executable("slow/mksquashfs", &script);
     let path = format!("{}:{}", slow.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let tar = source(&scratch);
-    let mut command = scratch.command(&["import", "slow", tar.to_str().unwrap()]);
+    let mut command = scratch.command(&["import", "--codec", "lz4", "slow", tar.to_str().unwrap()]);
     let child = command.env("PATH", path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let tmp = scratch.store().join("tmp");
     wait_until(Duration::from_secs(30), || has_content(&tmp).then_some(())).expect("the import never began to write");
@@ -84,9 +114,6 @@ fn an_import_in_progress_is_not_swept() {
 
 #[test]
 fn writers_and_removers_at_once_agree() {
-    if !ready("writers_and_removers_at_once_agree") {
-        return;
-    }
     let scratch = Scratch::new("race");
     let tar = source(&scratch);
     let tar = tar.to_str().unwrap();
@@ -122,46 +149,42 @@ fn writers_and_removers_at_once_agree() {
 #[test]
 fn a_full_disk_leaves_no_half_image() {
     let test = "a_full_disk_leaves_no_half_image";
-    if !ready(test) || !require_root(test) || !require_programs(test, &["unshare", "mount", "df"]) {
+    if !require_root(test) || !require_programs(test, &["unshare", "mount", "mksquashfs"]) {
         return;
     }
     let scratch = Scratch::new("full");
-    let mut noise = vec![0u8; 4 << 20];
-    let mut state = 1u32;
-    for byte in &mut noise {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        *byte = (state >> 24) as u8;
-    }
-    let tar = scratch.file("big.tar", &Tar::default().file("noise", &noise).end());
+    let tar = scratch.file("big.tar", &Tar::default().file("noise", &noise(4 << 20)).end());
     corebox_sys::fs::create_dir_all(scratch.store()).unwrap();
-    let script =
-        r#"mount -t tmpfs -o size=1m none "$1" && { "$2" image import x "$3"; echo "status $?"; find "$1" -type f; }"#;
-    let output = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .args([scratch.store(), corebox_tests::corebox().unwrap(), tar])
-        .env("COREBOX_STORE", scratch.store())
-        .output()
-        .unwrap();
-    let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(out, "status 125\n", "{said}");
-    assert!(said.contains("No space left") && said.contains("make room"), "{said}");
+    let script = r#"mount -t tmpfs -o size=1m none "$1" &&
+        { "$2" image import --codec "$4" x "$3"; echo "status $?"; find "$1" -type f; }"#;
+    for codec in ["none", "lz4"] {
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([scratch.store(), corebox_tests::corebox().unwrap(), tar.clone(), codec.into()])
+            .env("COREBOX_STORE", scratch.store())
+            .output()
+            .unwrap();
+        let (out, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(out, "status 125\n", "{codec}: {said}");
+        assert!(said.contains("No space left") && said.contains("make room"), "{codec}: {said}");
+    }
 }
 
 #[test]
 fn missing_programs_are_named_before_anything_is_made() {
     let test = "missing_programs_are_named_before_anything_is_made";
-    if !ready(test) {
+    if !require_programs(test, &["mksquashfs"]) {
         return;
     }
     let scratch = Scratch::new("programs");
     let tar = source(&scratch);
     let empty = scratch.path.join("no-programs");
     corebox_sys::fs::create_dir_all(&empty).unwrap();
-    let mut command = scratch.command(&["import", "x", tar.to_str().unwrap()]);
+    let mut command = scratch.command(&["import", "--codec", "zstd", "x", tar.to_str().unwrap()]);
     let said = failed(&command.env("PATH", &empty).output().unwrap());
     assert!(said.contains("mksquashfs is not installed") && said.contains("squashfs-tools"), "{said}");
     let old = scratch.executable("old/mksquashfs", "#!/bin/sh\necho 'mksquashfs version 4.4 (2019/08/29)'\n");
-    let mut command = scratch.command(&["import", "x", tar.to_str().unwrap()]);
+    let mut command = scratch.command(&["import", "--codec", "zstd", "x", tar.to_str().unwrap()]);
     let path = format!("{}:/usr/bin:/bin", old.parent().unwrap().display());
     let said = failed(&command.env("PATH", path).output().unwrap());
     assert!(said.contains("4.4") && said.contains("4.5 or newer"), "{said}");

@@ -6,9 +6,6 @@ use tar::EntryType;
 
 #[test]
 fn lies_are_refused() {
-    if !ready("lies_are_refused") {
-        return;
-    }
     let scratch = Scratch::new("hostile");
     let long = "n".repeat(256);
     let mut bad_pax = Vec::new();
@@ -63,9 +60,6 @@ fn lies_are_refused() {
 
 #[test]
 fn a_cut_archive_is_refused_wherever_it_is_cut() {
-    if !ready("a_cut_archive_is_refused_wherever_it_is_cut") {
-        return;
-    }
     let scratch = Scratch::new("cut");
     let whole = Tar::default().dir("d/").file("d/a", &[7; 1000]).file("b", &[8; 513]).end();
     let content = whole.len() - 1024;

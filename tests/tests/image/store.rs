@@ -1,7 +1,7 @@
 //! Names, digests, removal, and stores that are damaged or closed.
 
 use crate::sources::Tar;
-use crate::support::{Scratch, failed, files_in, ready};
+use crate::support::{Scratch, failed, files_in};
 use corebox_tests::{require_programs, require_root};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -12,9 +12,6 @@ fn source(scratch: &Scratch, content: &str) -> std::path::PathBuf {
 
 #[test]
 fn images_are_found_by_name_and_digest() {
-    if !ready("images_are_found_by_name_and_digest") {
-        return;
-    }
     let scratch = Scratch::new("find");
     let one = scratch.import("lammps", &source(&scratch, "one"));
     scratch.import("lammps:2", &source(&scratch, "two"));
@@ -35,9 +32,6 @@ fn images_are_found_by_name_and_digest() {
 
 #[test]
 fn an_image_goes_with_its_last_name() {
-    if !ready("an_image_goes_with_its_last_name") {
-        return;
-    }
     let scratch = Scratch::new("rm");
     let image = scratch.import("a", &source(&scratch, "one"));
     scratch.import("b", &source(&scratch, "one"));
@@ -54,15 +48,12 @@ fn an_image_goes_with_its_last_name() {
 
 #[test]
 fn damage_is_named_and_does_not_hide_the_rest() {
-    if !ready("damage_is_named_and_does_not_hide_the_rest") {
-        return;
-    }
     let scratch = Scratch::new("damage");
     let good = scratch.import("good", &source(&scratch, "good"));
     let bad = scratch.import("bad", &source(&scratch, "bad"));
     let hex = bad["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
     let facts = scratch.store().join(format!("facts/{hex}.json"));
-    let blob = scratch.store().join(format!("blobs/sha256/{hex}.sqsh"));
+    let blob = scratch.store().join(format!("blobs/sha256/{hex}.erofs"));
     let listed_with_error = |expected: &str| {
         let output = scratch.run(&["ls", "--json"]);
         assert!(failed(&output).contains(expected), "{}", String::from_utf8_lossy(&output.stderr));
@@ -88,7 +79,7 @@ fn damage_is_named_and_does_not_hide_the_rest() {
 #[test]
 fn a_closed_store_says_so() {
     let test = "a_closed_store_says_so";
-    if !ready(test) || !require_root(test) || !require_programs(test, &["setpriv"]) {
+    if !require_root(test) || !require_programs(test, &["setpriv"]) {
         return;
     }
     let scratch = Scratch::new("closed");

@@ -1,4 +1,4 @@
-//! A store of the test's own, the program run on it, and what unsquashfs says about the result.
+//! A store of the test's own, the program run on it, and what the kernel says about the result.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -124,35 +124,55 @@ pub fn files_in(directory: &Path) -> Vec<String> {
     names
 }
 
-/// `unsquashfs -lln` as path → the rest of the line without the time (mode, owner, size or device, link target).
+/// Runs a shell script with the image mounted on /mnt by the kernel, in a mount namespace of its own; `$1` is its
+/// argument. Gives its standard output.
+pub fn with_mounted(image: &Value, script: &str, argument: &std::ffi::OsStr) -> Vec<u8> {
+    let mount = r#"case $0 in *.erofs) kind=erofs ;; *) kind=squashfs ;; esac
+        mount -t $kind -o loop,ro "$0" /mnt || exit"#;
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &format!("{mount}\n{script}"), image["path"].as_str().unwrap()])
+        .arg(argument)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Each object of an image as path → mode, owner, size or device, link target.
 pub fn listing(image: &Value) -> BTreeMap<String, String> {
-    let output =
-        Command::new("unsquashfs").args(["-lln", "-d", "/R", image["path"].as_str().unwrap()]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut found = BTreeMap::new();
-    for line in text.lines() {
-        let Some(at) = line.find(" /R") else { continue };
-        let (head, path) = line.split_at(at);
-        let (path, target) = path.split_once(" -> ").unwrap_or((path, ""));
-        let mut words: Vec<_> = head.split_whitespace().collect();
-        // the date and the time of day come last
-        words.truncate(words.len() - 2);
-        let target = if target.is_empty() { String::new() } else { format!(" -> {target}") };
-        let path = path.trim_start_matches(" /R").trim_start_matches('/');
-        found.insert(path.to_owned(), format!("{}{target}", words.join(" ")));
-    }
-    found
+    let script = r#"exec python3 -c '
+import json, os, stat
+def show(path):
+    s = os.lstat(path)
+    device = stat.S_ISCHR(s.st_mode) or stat.S_ISBLK(s.st_mode)
+    size = "%d, %d" % (os.major(s.st_rdev), os.minor(s.st_rdev)) if device else str(s.st_size)
+    target = " -> " + os.readlink(path) if stat.S_ISLNK(s.st_mode) else ""
+    return "%s %d/%d %s%s" % (stat.filemode(s.st_mode), s.st_uid, s.st_gid, size, target)
+found = {"": show("/mnt")}
+for where, directories, files in os.walk("/mnt"):
+    for name in directories + files:
+        path = os.path.join(where, name)
+        found[os.path.relpath(path, "/mnt")] = show(path)
+print(json.dumps(found))'"#;
+    serde_json::from_slice(&with_mounted(image, script, "".as_ref())).unwrap()
 }
 
 /// Content of a file in an image.
 pub fn cat(image: &Value, path: &str) -> Vec<u8> {
-    let output = Command::new("unsquashfs").args(["-cat", image["path"].as_str().unwrap(), path]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
+    with_mounted(image, r#"cat "/mnt/$1""#, path.as_ref())
 }
 
-/// Whether the tools of all these tests are there.
+/// Copies an image with all metadata to a directory that does not exist yet.
+pub fn copy_out(image: &Value, out: &Path) {
+    with_mounted(image, r#"cp -a /mnt "$1""#, out.as_os_str());
+}
+
+/// Whether images can be looked into here.
 pub fn ready(test: &str) -> bool {
-    corebox_tests::require_programs(test, &["mksquashfs", "unsquashfs"])
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let erofs = known.lines().any(|line| line.trim_end().ends_with("erofs"));
+    if !erofs {
+        corebox_tests::skip!(test, "needs a kernel with EROFS to look into images");
+    }
+    erofs && corebox_tests::require_root(test) && corebox_tests::require_programs(test, &["unshare", "mount", "python3"])
 }
