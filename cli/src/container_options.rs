@@ -12,7 +12,8 @@ pub struct ContainerOptions {
     /// Be uid 0 and gid 0 inside (of the own ids only).
     #[arg(long)]
     as_root: bool,
-    /// Who mounts the image: the kernel (root only) or squashfuse.
+    /// How the image becomes the root directory: mounted by the kernel (root only), served by FUSE, or unpacked into
+    /// memory.
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
     rootfs: RootfsName,
     /// Let the image be written to, in memory, for this run; at most SIZE.
@@ -61,6 +62,7 @@ enum RootfsName {
     Auto,
     Kernel,
     Fuse,
+    Unpack,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -88,6 +90,7 @@ impl ContainerOptions {
                 RootfsName::Auto => RootfsMode::Auto,
                 RootfsName::Kernel => RootfsMode::Kernel,
                 RootfsName::Fuse => RootfsMode::Fuse,
+                RootfsName::Unpack => RootfsMode::Unpack,
             },
             writable,
             net: match self.net {

@@ -101,7 +101,7 @@ fn check(keep_fds: &[RawFd]) -> Result<SingleThreaded, Stop> {
 fn open_image(plan: &ContainerPlan) -> Result<OpenImage, Stop> {
     let file = fd::open_read(&plan.image)?;
     match plan.method {
-        RootMethod::Fuse { .. } => Ok(OpenImage::File(file)),
+        RootMethod::Fuse { .. } | RootMethod::Unpack => Ok(OpenImage::File(file)),
         RootMethod::Kernel => {
             corebox_images::mount::detached(&file, plan.format).map(OpenImage::Mounted).map_err(|e| {
                 let hint = match e.errno {

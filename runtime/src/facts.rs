@@ -46,6 +46,8 @@ pub struct HostFacts {
     pub no_fuse_device: Option<String>,
     /// The FUSE server for squashfs.
     pub fuse_program: Option<PathBuf>,
+    /// Memory in bytes that can be had without swapping (MemAvailable, proc_meminfo(5)).
+    pub free_memory: u64,
     /// The terminal on our standard input.
     pub terminal: Option<String>,
     /// Soft and hard limit of locked memory in bytes.
@@ -94,7 +96,8 @@ impl HostFacts {
             hostname: process::hostname()?,
             no_user_namespaces: no_user_namespaces(privileged),
             no_fuse_device: fd::may_read_write(Path::new("/dev/fuse")).err().map(|e| e.to_string()),
-            fuse_program: corebox_images::mount::fuse_program(&path),
+            fuse_program: corebox_images::fuse::squashfuse(&path),
+            free_memory: free_memory(),
             terminal: terminal(),
             locked_memory: process::limit(process::LOCKED_MEMORY)?,
             may_raise_limits: user::capable(Capability::CAP_SYS_RESOURCE)?,
@@ -115,6 +118,13 @@ fn own_ranges(map: &str) -> Vec<IdRange> {
         Some(IdRange { inside, outside: inside, count })
     };
     map.lines().filter_map(line).collect()
+}
+
+/// MemAvailable; 0 where it cannot be read.
+fn free_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse().ok());
+    kib.map_or(0, |kib: u64| kib.saturating_mul(1024))
 }
 
 /// The path of the terminal on standard input, as /proc shows it.

@@ -6,7 +6,7 @@ use crate::plan::ContainerPlan;
 use crate::reaper::Reaper;
 use crate::rootfs::{self, OpenImage, Staging};
 use crate::step::{Steps, Stop};
-use corebox_images::mount::FuseServer;
+use corebox_images::fuse::FuseServer;
 use corebox_spec::{Failure, NetMode, exit};
 use corebox_sys::control::Socket;
 use corebox_sys::process::{self, SingleThreaded, ns};

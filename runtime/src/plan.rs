@@ -11,6 +11,7 @@ use corebox_spec::{
 };
 use corebox_sys::{fd, process};
 use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 mod decided_mounts;
@@ -35,11 +36,13 @@ pub struct ImageSource {
 pub enum RootMethod {
     /// A detached mount made by the parent with the kernel's file system.
     Kernel,
-    /// FUSE, served by this program inside the container's namespaces.
+    /// FUSE, served inside the container's namespaces.
     Fuse {
-        /// squashfuse_ll or squashfuse.
-        program: PathBuf,
+        /// squashfuse_ll or squashfuse; `None`: corebox itself, which serves EROFS.
+        program: Option<PathBuf>,
     },
+    /// Unpacked into a tmpfs of the container.
+    Unpack,
 }
 
 /// Who the processes are, inside and outside.
@@ -212,10 +215,10 @@ fn decide(
     }
     let opened = fd::open_read(&image.path)?;
     let format = format(&opened, &image.path)?;
-    let method = root_method(spec.rootfs, format, facts)?;
+    let method = root_method(spec.rootfs, format, facts, &opened)?;
     let user = user_plan(spec, facts);
     let hostname = hostname(spec, facts)?;
-    let cgroups = cgroup::plan(&cpu_checked(spec, facts)?.limits, &facts.hierarchies, method != RootMethod::Kernel)?;
+    let cgroups = cgroup::plan(&cpu_checked(spec, facts)?.limits, &facts.hierarchies, matches!(method, RootMethod::Fuse { .. }))?;
     let workdir = workdir(spec, image)?;
     Ok(ContainerPlan {
         name: spec.name.clone(),
@@ -239,8 +242,8 @@ fn decide(
     })
 }
 
-/// Kernel or FUSE.
-fn root_method(asked: RootfsMode, format: Format, facts: &HostFacts) -> Result<RootMethod, Stop> {
+/// How the image becomes a root directory.
+fn root_method(asked: RootfsMode, format: Format, facts: &HostFacts, image: &OwnedFd) -> Result<RootMethod, Stop> {
     let kernel = facts.privileged && facts.initial_namespace;
     match asked {
         RootfsMode::Kernel if !kernel => {
@@ -250,27 +253,46 @@ fn root_method(asked: RootfsMode, format: Format, facts: &HostFacts) -> Result<R
         RootfsMode::Kernel => Ok(RootMethod::Kernel),
         RootfsMode::Auto if kernel => Ok(RootMethod::Kernel),
         RootfsMode::Auto | RootfsMode::Fuse => fuse_method(format, facts),
+        RootfsMode::Unpack => unpack_method(format, facts, image),
     }
 }
 
 fn fuse_method(format: Format, facts: &HostFacts) -> Result<RootMethod, Stop> {
-    if format != Format::Squashfs {
-        return Err(Stop::new("an EROFS image can be mounted by root only")
-            .hint("import the image as squashfs, which FUSE serves for ordinary users."));
-    }
     if let Some(cause) = &facts.no_fuse_device {
         return Err(Stop::new(cause).hint(
             "images are mounted by FUSE for ordinary users; your administrator loads the kernel module `fuse` and \
              makes /dev/fuse accessible (mode 0666).",
         ));
     }
+    if format == Format::Erofs {
+        return Ok(RootMethod::Fuse { program: None });
+    }
     let Some(program) = &facts.fuse_program else {
         return Err(Stop::new(
             "neither squashfuse_ll nor squashfuse is installed, and the kernel mounts images for root only",
         )
-        .hint("your administrator installs the package `squashfuse` (Debian, Fedora, SUSE)."));
+        .hint(
+            "import the image again without --codec, or your administrator installs the package `squashfuse` (Debian, \
+             Fedora, SUSE).",
+        ));
     };
-    Ok(RootMethod::Fuse { program: program.clone() })
+    Ok(RootMethod::Fuse { program: Some(program.clone()) })
+}
+
+/// Refused where it would not fit: the job's own memory is worth more than a root directory in it.
+fn unpack_method(format: Format, facts: &HostFacts, image: &OwnedFd) -> Result<RootMethod, Stop> {
+    if format != Format::Erofs {
+        return Err(Stop::new("a compressed image cannot be unpacked into memory")
+            .hint("import the image again without --codec, or leave --rootfs away."));
+    }
+    let size = fd::size(image)?;
+    let most = facts.free_memory / 2;
+    if size > most {
+        let (size, most) = (corebox_spec::format_size(size), corebox_spec::format_size(most));
+        return Err(Stop::new(format!("unpacked into memory the image takes {size}; half of what is free is {most}"))
+            .hint("leave `--rootfs unpack` away: a mounted image takes only the memory of what is used of it."));
+    }
+    Ok(RootMethod::Unpack)
 }
 
 /// Which ids the container has.

@@ -3,7 +3,7 @@
 use crate::message::{Order, Orders, Report, report, shortened};
 use crate::process::{Grouping, ProcessPlan, become_program};
 use crate::step::goal;
-use corebox_images::mount::FuseServer;
+use corebox_images::fuse::FuseServer;
 use corebox_spec::{Failure, Outcome, exit};
 use corebox_sys::control::{Received, Socket};
 use corebox_sys::process::{self, Forked, SingleThreaded};

@@ -4,8 +4,9 @@ use crate::mountpoints::{self, Place};
 use crate::mounts::Sources;
 use crate::plan::{ContainerPlan, PlannedKind, PlannedMount, RootMethod};
 use crate::step::Stop;
-use corebox_images::mount::FuseServer;
-use corebox_sys::mount::{FsContext, attach, attr, open_in_root};
+use corebox_images::erofs;
+use corebox_images::fuse::{Access, FuseServer};
+use corebox_sys::mount::{FsContext, attach, attr, open_in_root, set_attributes};
 use corebox_sys::process::SingleThreaded;
 use corebox_sys::{Errno, fd};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +21,7 @@ const STAGING: &str = "/tmp";
 pub(crate) enum OpenImage {
     /// A detached mount of it.
     Mounted(OwnedFd),
-    /// The file, for FUSE.
+    /// The file, for FUSE and unpacking.
     File(OwnedFd),
 }
 
@@ -78,20 +79,32 @@ impl Staging {
             OpenImage::File(file) => file,
         };
         let RootMethod::Fuse { program } = &plan.method else {
-            return Err(Stop::new("the plan names no FUSE server"));
+            self.unpack(plan, &file)?;
+            return Ok(None);
         };
-        // The ids of the mounter as its namespace numbers them.
-        let ids = (plan.user.uid_map[0].inside, plan.user.gid_map[0].inside);
-        let ids = if plan.user.deny_setgroups { ids } else { (plan.user.uid, plan.user.gid) };
-        let server = FuseServer::start(single, program, file.as_fd(), &self.image, ids)?;
+        let server = FuseServer::start(single, program.as_deref(), file.as_fd(), &self.image, access(plan))?;
         // This waits for its first answer, or ends with ENOTCONN when it died.
         if let Err(error) = std::fs::metadata(&self.image) {
             let said = server.words();
-            let cause = format!("{} does not serve {}: {error}", program.display(), plan.image.display());
+            let who = program.as_ref().map_or("corebox".into(), |program| program.to_string_lossy());
+            let cause = format!("the FUSE server ({who}) does not serve {}: {error}", plan.image.display());
             let cause = if said.is_empty() { cause } else { format!("{cause}\nit said: {said}") };
             return Err(Stop::new(cause).hint("is the image file complete? `corebox image inspect` checks its digest."));
         }
         Ok(Some(server))
+    }
+
+    /// Unpacks the image into a tmpfs of its own, which is read-only then.
+    fn unpack(&self, plan: &ContainerPlan, image: &OwnedFd) -> Result<(), Stop> {
+        let context = FsContext::open("tmpfs")?;
+        // A file takes whole pages, and inodes take memory as well: twice the image is enough for any.
+        let size = fd::size(image)?.saturating_mul(2).saturating_add(UNPACK_LEAST);
+        context.set("mode", "0755")?.set("size", size.to_string())?.set("nr_inodes", "0")?;
+        let mount = context.mount(attr::NOSUID | attr::NODEV)?;
+        attach(&mount, fd::open_path(&self.image)?, "the image's place")?;
+        erofs::unpack(image.as_fd(), &self.image, access(plan).several)
+            .map_err(|error| Stop::new(format!("unpacking {}: {error}", plan.image.display())))?;
+        Ok(set_attributes(&mount, attr::RDONLY, false, "the image's place")?)
     }
 
     /// Lays the overlay over the image where writing or a missing mount point asks for it, and returns the root.
@@ -133,6 +146,17 @@ impl Staging {
             let _ = std::fs::set_permissions(&self.skeleton, mode);
         }
     }
+}
+
+/// Room for an unpacked image that hardly holds anything.
+const UNPACK_LEAST: u64 = 4 << 20;
+
+/// Who uses a FUSE mount.
+fn access(plan: &ContainerPlan) -> Access {
+    // The ids of the mounter as its namespace numbers them.
+    let first = (plan.user.uid_map[0].inside, plan.user.gid_map[0].inside);
+    let several = !plan.user.deny_setgroups;
+    Access { ids: if several { (plan.user.uid, plan.user.gid) } else { first }, several }
 }
 
 fn overlay_hint(error: corebox_sys::Error) -> Stop {

@@ -10,10 +10,12 @@ pub enum RootfsMode {
     /// Kernel mount where we may, else FUSE.
     #[default]
     Auto,
-    /// The kernel's squashfs (needs root).
+    /// The kernel's file system (needs root).
     Kernel,
-    /// squashfuse inside the container's user namespace.
+    /// A FUSE server inside the container's user namespace.
     Fuse,
+    /// Unpacked into memory.
+    Unpack,
 }
 
 /// Network of the container.

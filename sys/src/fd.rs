@@ -171,6 +171,16 @@ pub fn poll_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Resul
     }
 }
 
+/// Size of an open file in bytes (fstat(2)).
+///
+/// # Errors
+/// What fstat(2) says.
+pub fn size(fd: impl AsFd) -> Result<u64> {
+    let number = fd.as_fd().as_raw_fd();
+    let stat = nix::sys::stat::fstat(fd).map_err(|e| Error::new("stat descriptor", number, e))?;
+    Ok(stat.st_size.unsigned_abs())
+}
+
 /// Asks the file system of an open file for its statistics, which a server (FUSE, NFS) must answer (fstatfs(2)).
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod fd;
 pub mod fs;
 pub mod libseccomp_ffi;
 pub mod loopdev;
+pub mod map;
 pub mod mount;
 pub mod process;
 pub mod seccomp;

@@ -233,16 +233,18 @@ pub fn make_private() -> Result<()> {
         .map_err(|e| Error::new("make private the mounts below", "/", e))
 }
 
-/// Mounts FUSE with an open `/dev/fuse` on a directory; the server must serve that descriptor.
+/// Mounts FUSE, of a subtype, with an open `/dev/fuse` on a directory; the server must serve that descriptor. `ids` are
+/// the mounter's user and group. `shared`: all ids of the user namespace may use it, and the kernel checks permissions.
 ///
 /// The kernel takes the descriptor only from a process of the user namespace that opened it (fs/fuse/inode.c).
 ///
 /// # Errors
 /// What mount(2) says.
-pub fn mount_fuse(device: BorrowedFd<'_>, target: &Path, uid: u32, gid: u32) -> Result<()> {
-    let data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
+pub fn mount_fuse(subtype: &str, device: BorrowedFd<'_>, target: &Path, ids: (u32, u32), shared: bool) -> Result<()> {
+    let others = if shared { ",allow_other,default_permissions" } else { "" };
+    let data = format!("fd={},rootmode=40000,user_id={},group_id={}{others}", device.as_raw_fd(), ids.0, ids.1);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-    nix::mount::mount(Some("squashfuse"), target, Some("fuse.squashfuse"), flags, Some(data.as_str()))
+    nix::mount::mount(Some(subtype), target, Some(format!("fuse.{subtype}").as_str()), flags, Some(data.as_str()))
         .map_err(|e| Error::new("mount fuse on", target.display(), e))
 }
 

@@ -11,7 +11,7 @@ pub(crate) const SUPER_OFFSET: usize = 1024;
 /// EROFS_SUPER_MAGIC_V1.
 pub(crate) const MAGIC: u32 = 0xE0F5_E1E2;
 /// The superblock has a checksum.
-const COMPAT_CHECKSUM: u32 = 1;
+pub(crate) const COMPAT_CHECKSUM: u32 = 1;
 /// Times of inodes are those of modification, not of the inode's change.
 const COMPAT_MTIME: u32 = 2;
 /// Some inodes are chunk-based.

@@ -15,7 +15,13 @@
 pub(crate) mod format;
 mod layout;
 mod metadata;
+mod reader;
+mod serve;
+mod unpack;
 mod writer;
 mod xattrs;
 
+pub use reader::{DirEntry, Extent, Inode, Nid, ReadError, Reader};
+pub(crate) use serve::serve;
+pub use unpack::{UnpackError, unpack};
 pub(crate) use writer::{ErofsError, ErofsWriter};

@@ -38,6 +38,7 @@ fn user() -> HostFacts {
         hostname: "n1".into(),
         no_user_namespaces: None,
         no_fuse_device: None,
+        free_memory: 1 << 30,
         fuse_program: Some("/usr/bin/squashfuse_ll".into()),
         terminal: None,
         locked_memory: (65536, 131072),
@@ -63,7 +64,7 @@ fn refusal(spec: &ContainerSpec, facts: &HostFacts) -> String {
 fn root_mounts_by_kernel_and_users_by_fuse() {
     let spec = ContainerSpec::default();
     assert_eq!(decide_on(&spec, &root(), &[]).unwrap().method, RootMethod::Kernel);
-    let fuse = RootMethod::Fuse { program: "/usr/bin/squashfuse_ll".into() };
+    let fuse = RootMethod::Fuse { program: Some("/usr/bin/squashfuse_ll".into()) };
     assert_eq!(decide_on(&spec, &user(), &[]).unwrap().method, fuse);
     assert_eq!(
         decide_on(&ContainerSpec { rootfs: RootfsMode::Fuse, ..spec.clone() }, &root(), &[]).unwrap().method,
