@@ -6,7 +6,7 @@
 //! scripts need are then made in a namespace of their own, and a killed bootstrap leaves none of them on the host.
 
 use crate::flatten::{Codec, FlattenError};
-use crate::import::import_stream;
+use crate::import::{Streamed, import_stream};
 use crate::reference::ImageName;
 use crate::store::{Image, Store};
 use corebox_spec::Failure;
@@ -91,8 +91,9 @@ pub fn bootstrap(
         return Err(Failure::new(goal, "mmdebstrap has no output"));
     };
     let said = ["mmdebstrap", &request.suite].into_iter().chain(request.packages.iter().map(String::as_str));
-    let said = said.collect::<Vec<_>>().join(" ");
-    import_stream(store, &goal, &name, said, request.codec, stdout, progress, |flattened| running.finish(&goal, &flattened))
+    let source = said.collect::<Vec<_>>().join(" ");
+    let made = Streamed { goal: &goal, name: &name, source, codec: request.codec };
+    import_stream(store, made, stdout, progress, |flattened| running.finish(&goal, &flattened))
 }
 
 /// Refuses what would be read as an option or as something else than one word.

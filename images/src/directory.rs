@@ -2,9 +2,9 @@
 
 use crate::content::DiskFile;
 use crate::entry::{Device, Entry, Kind, Meta, Time, join, normalise};
+use crate::flatten::Settings;
 use crate::flatten::{FlattenError, write_tree};
 use crate::inspect::Findings;
-use crate::flatten::Settings;
 use crate::tree::{ContentAt, Tree};
 use corebox_sys::Error;
 use nix::errno::Errno;

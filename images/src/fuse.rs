@@ -1,6 +1,6 @@
 //! The process that serves an image over FUSE: ours for EROFS, squashfuse for squashfs.
 
-use crate::erofs;
+use crate::erofs::{self, Unusable};
 use corebox_sys::process::{self, Forked, SingleThreaded};
 use corebox_sys::{Errno, Error, Result, fd, mount, signal, user};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -70,7 +70,7 @@ impl FuseServer {
             Forked::Parent(pid) => Ok(Self { pid, log, root }),
             Forked::Child => {
                 let served = match program {
-                    Some(program) => Err(become_program(program, image, &device, &log)),
+                    Some(program) => Err(become_program(program, image, &device, &log).into()),
                     None => serve_here(image, device, &log),
                 };
                 let code = if let Err(error) = served {
@@ -117,7 +117,7 @@ fn leave(log: &OwnedFd) -> Result<()> {
 }
 
 /// Serves in this process, which shares the program's pages with init.
-fn serve_here(image: BorrowedFd<'_>, device: OwnedFd, log: &OwnedFd) -> Result<()> {
+fn serve_here(image: BorrowedFd<'_>, device: OwnedFd, log: &OwnedFd) -> std::result::Result<(), Unusable> {
     process::set_name("corebox-fuse")?;
     leave(log)?;
     fd::close_all_but(&[0, 1, 2, image.as_raw_fd(), device.as_raw_fd(), log.as_raw_fd()])?;

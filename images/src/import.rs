@@ -62,23 +62,31 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) ->
     finish(store, &goal, &name, file, findings, config, said)
 }
 
+/// What an archive from a pipe becomes.
+pub(crate) struct Streamed<'a> {
+    /// What failures are about.
+    pub goal: &'a str,
+    pub name: &'a ImageName,
+    /// Where it comes from, for [`ImageFacts::source`].
+    pub source: String,
+    pub codec: Codec,
+}
+
 /// Imports one archive from a pipe; `complete` says, after its end, whether its writer succeeded.
 pub(crate) fn import_stream(
     store: &Store,
-    goal: &str,
-    name: &ImageName,
-    said: String,
-    codec: Codec,
+    made: Streamed,
     stream: impl Read,
     progress: &dyn Fn(u64),
     complete: impl FnOnce(Result<(), FlattenError>) -> Result<(), Failure>,
 ) -> Result<Image, Failure> {
+    let Streamed { goal, name, source, codec } = made;
     let settings = settings(goal, codec)?;
     let file = store.stage().map_err(|error| store_failure(goal, store, &error))?;
     match flatten_stream(stream, file.path(), settings, progress) {
         Ok(findings) => {
             complete(Ok(()))?;
-            finish(store, goal, name, file, findings, ImageConfig::default(), said)
+            finish(store, goal, name, file, findings, ImageConfig::default(), source)
         }
         Err(error) => {
             let failure = flatten_failure(goal, &error);

@@ -3,8 +3,8 @@
 //! hostile archive must not make us allocate what its size fields promise, and because the crate leaves pax sparse
 //! files unexpanded.
 
-use crate::entry::{Device, Entry, Kind, Meta, PathError, Time, normalise, show};
 use crate::content::Content;
+use crate::entry::{Device, Entry, Kind, Meta, PathError, Time, normalise, show};
 use crate::tar_sparse::{SparseError, SparseMap};
 use std::io::{self, Read};
 use tar::{EntryType, Header};
@@ -429,7 +429,8 @@ fn pax_time(text: &[u8]) -> Option<Time> {
         return None;
     }
     // nine digits, the further ones cut off
-    let nanoseconds = fraction.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |n, d| n * 10 + u32::from(d - b'0'));
+    let nanoseconds =
+        fraction.bytes().chain(std::iter::repeat(b'0')).take(9).fold(0, |n, d| n * 10 + u32::from(d - b'0'));
     match (whole.starts_with('-'), nanoseconds) {
         (true, 1..) => Some(Time { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds }),
         _ => Some(Time { seconds, nanoseconds }),

@@ -218,7 +218,8 @@ fn decide(
     let method = root_method(spec.rootfs, format, facts, &opened)?;
     let user = user_plan(spec, facts);
     let hostname = hostname(spec, facts)?;
-    let cgroups = cgroup::plan(&cpu_checked(spec, facts)?.limits, &facts.hierarchies, matches!(method, RootMethod::Fuse { .. }))?;
+    let cgroups =
+        cgroup::plan(&cpu_checked(spec, facts)?.limits, &facts.hierarchies, matches!(method, RootMethod::Fuse { .. }))?;
     let workdir = workdir(spec, image)?;
     Ok(ContainerPlan {
         name: spec.name.clone(),
@@ -261,7 +262,7 @@ fn fuse_method(format: Format, facts: &HostFacts) -> Result<RootMethod, Stop> {
     if let Some(cause) = &facts.no_fuse_device {
         return Err(Stop::new(cause).hint(
             "images are mounted by FUSE for ordinary users; your administrator loads the kernel module `fuse` and \
-             makes /dev/fuse accessible (mode 0666).",
+             makes /dev/fuse accessible (mode 0666). `--rootfs unpack` needs neither, but memory.",
         ));
     }
     if format == Format::Erofs {

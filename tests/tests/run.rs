@@ -16,6 +16,8 @@ struct Fixture {
     directory: PathBuf,
     corebox: PathBuf,
     image: PathBuf,
+    /// Its files in a directory.
+    root: PathBuf,
 }
 
 /// The image: busybox, a few links, and traps for mounts. Built once; the next run of the tests removes it, as nothing
@@ -55,19 +57,30 @@ fn build() -> Result<Fixture> {
     }
     std::os::unix::fs::symlink("../../../../../../..", root.join("escape")).expect("a link");
     corebox_sys::fs::write(root.join("etc/motd"), "hello\n").expect("a file");
-    let image = directory.join("image.sqsh");
-    let made = Command::new("mksquashfs").args([&root, &image]).args(["-noappend", "-all-root", "-quiet"]).output();
-    assert!(made.expect("mksquashfs runs").status.success());
-    std::fs::remove_dir_all(&root).expect("the copy is ours");
+    let image = import(&root, &directory.join("store"), "none")?;
     // A copy where every user may execute it.
     let program = directory.join("corebox");
     std::fs::copy(corebox()?, &program).expect("a copy of corebox");
-    Ok(Fixture { corebox: program, image, directory })
+    Ok(Fixture { corebox: program, image, root, directory })
+}
+
+/// The file of a new image.
+fn import(root: &Path, store: &Path, codec: &str) -> Result<PathBuf> {
+    let made = Command::new(corebox()?)
+        .args(["image", "import", "--codec", codec, codec])
+        .arg(root)
+        .env("COREBOX_STORE", store)
+        .output()
+        .expect("corebox runs");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let digest = text(&made.stdout).split(' ').nth(1).expect("NAME DIGEST").trim_start_matches("sha256:").to_owned();
+    let suffix = if codec == "none" { "erofs" } else { "sqsh" };
+    Ok(store.join(format!("blobs/sha256/{digest}.{suffix}")))
 }
 
 /// The fixture, or a SKIP line.
 fn ready(test: &str) -> Option<&'static Fixture> {
-    if !require_root(test) || !require_programs(test, &["busybox", "mksquashfs"]) {
+    if !require_root(test) || !require_programs(test, &["busybox"]) {
         return None;
     }
     match fixture() {
@@ -85,6 +98,12 @@ impl Fixture {
         let mut command = Command::new(&self.corebox);
         command.arg("run").args(options).arg(&self.image).args(["sh", "-c", script]).current_dir("/");
         command
+    }
+
+    /// The same with its files in a squashfs image.
+    fn compressed(&self) -> Fixture {
+        let image = import(&self.root, &self.directory.join("store"), "lz4").expect("corebox is there");
+        Fixture { corebox: self.corebox.clone(), image, root: self.root.clone(), directory: self.directory.clone() }
     }
 
     fn run(&self, options: &[&str], script: &str) -> Output {
@@ -112,7 +131,7 @@ impl Fixture {
 
 fn user_ready(test: &str) -> Option<&'static Fixture> {
     let fixture = ready(test)?;
-    if !require_programs(test, &["unshare", "setpriv", "squashfuse"]) {
+    if !require_programs(test, &["unshare", "setpriv"]) {
         return None;
     }
     if !Path::new("/dev/fuse").exists() {
@@ -477,12 +496,81 @@ fn the_fuse_server_dies_with_a_clear_message() {
 #[test]
 fn a_damaged_image_is_refused() {
     let Some(f) = ready("a_damaged_image_is_refused") else { return };
-    let damaged = f.directory.join("damaged.sqsh");
+    let damaged = f.directory.join("damaged.erofs");
     let bytes = corebox_sys::fs::read(&f.image).expect("readable");
-    for (content, words) in [(&b"no image"[..], "squashfs or EROFS"), (&bytes[..2000], "squashfs")] {
+    let mut wrong_sum = bytes.clone();
+    wrong_sum[1100] ^= 1;
+    let mut no_root = bytes.clone();
+    let end = no_root.len() - 4096;
+    no_root[end..].fill(0xff);
+    let contents: [(&[u8], &str); 4] = [
+        (b"no image", "squashfs or EROFS"),
+        (&bytes[..2000], "not an EROFS image"),
+        (&wrong_sum, "checksum"),
+        (&no_root, "does not serve"),
+    ];
+    for (content, by_fuse) in contents {
         corebox_sys::fs::write(&damaged, content).expect("a file");
-        let output = Command::new(&f.corebox).arg("run").arg(&damaged).arg("true").output().expect("corebox runs");
-        assert_eq!(output.status.code(), Some(125));
-        assert!(text(&output.stderr).contains(words), "{}", text(&output.stderr));
+        for (method, words) in [("kernel", "erofs"), ("fuse", by_fuse), ("unpack", "")] {
+            let mut command = Command::new(&f.corebox);
+            let output = command.args(["run", "--rootfs", method]).arg(&damaged).arg("true").output();
+            let output = output.expect("corebox runs");
+            let error = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(125), "{method}: {error}");
+            assert!(error.to_lowercase().contains(&words.to_lowercase()), "{method}, {words}: {error}");
+        }
+    }
+}
+
+/// What a container sees of the image is the same however it got there.
+#[test]
+fn all_ways_to_the_root_directory_show_the_same() {
+    let Some(f) = ready("all_ways_to_the_root_directory_show_the_same") else { return };
+    const LOOK: &str = "cd / && ls -ln bin etc/motd data escape && cat etc/motd && readlink escape && \
+                        ! cat /none 2>/dev/null && ! echo x 2>/dev/null >etc/motd && ls -ld etc /escape";
+    let seen = said(&f.run(&["--rootfs", "kernel"], LOOK));
+    assert!(seen.contains("hello\n"), "{seen}");
+    // directories have another size in a tmpfs
+    let strip =
+        |text: &str| text.lines().filter(|l| !l.starts_with("total") && !l.starts_with('d')).collect::<String>();
+    for (method, output) in [
+        ("fuse", f.run(&["--rootfs", "fuse"], LOOK)),
+        ("unpack", f.run(&["--rootfs", "unpack"], LOOK)),
+        ("user, unpack", f.as_user(&["--rootfs", "unpack", "--as-root"], LOOK)),
+    ] {
+        assert_eq!(strip(&said(&output)), strip(&seen), "{method}");
+    }
+    if let Some(f) = user_ready("all_ways_to_the_root_directory_show_the_same (user)") {
+        assert_eq!(strip(&said(&f.as_user(&["--as-root"], LOOK))), strip(&seen), "user");
+    }
+    let decided = |method: &str| {
+        let output =
+            Command::new(&f.corebox).args(["run", "--plan", "--rootfs", method]).arg(&f.image).arg("x").output();
+        serde_json::from_slice::<serde_json::Value>(&output.expect("corebox runs").stdout).expect("JSON")["method"]
+            .clone()
+    };
+    assert_eq!(decided("auto"), "kernel");
+    assert_eq!(decided("unpack"), "unpack");
+    assert_eq!(decided("fuse"), serde_json::json!({"fuse": {"program": null}}));
+}
+
+#[test]
+fn unpacking_leaves_a_writable_layer_on_top() {
+    let Some(f) = ready("unpacking_leaves_a_writable_layer_on_top") else { return };
+    let write = "echo new > /etc/motd && cat /etc/motd && ls /data";
+    assert_eq!(said(&f.run(&["--rootfs", "unpack", "--writable"], write)), "new\n");
+    assert_eq!(said(&f.as_user(&["--rootfs", "unpack", "--writable"], write)), "new\n");
+}
+
+#[test]
+fn compressed_images_still_run() {
+    let test = "compressed_images_still_run";
+    let Some(f) = ready(test).filter(|_| require_programs(test, &["mksquashfs"])) else { return };
+    let compressed = f.compressed();
+    assert_eq!(said(&compressed.run(&[], "cat /etc/motd")), "hello\n");
+    let refused = compressed.run(&["--rootfs", "unpack"], "true");
+    assert!(text(&refused.stderr).contains("without --codec"), "{}", text(&refused.stderr));
+    if user_ready(test).is_some() && require_programs(test, &["squashfuse"]) {
+        assert_eq!(said(&compressed.as_user(&[], "cat /etc/motd")), "hello\n");
     }
 }

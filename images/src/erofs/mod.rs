@@ -21,7 +21,7 @@ mod unpack;
 mod writer;
 mod xattrs;
 
-pub use reader::{DirEntry, Extent, Inode, Nid, ReadError, Reader};
+pub use reader::{DirEntry, Extent, Inode, Nid, ReadError, Reader, Unusable};
 pub(crate) use serve::serve;
-pub use unpack::{UnpackError, unpack};
+pub use unpack::unpack;
 pub(crate) use writer::{ErofsError, ErofsWriter};

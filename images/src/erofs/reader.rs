@@ -25,6 +25,17 @@ pub enum ReadError {
     NotFound,
 }
 
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The image itself.
+    #[error("the image cannot be read: {0}")]
+    Image(#[from] ReadError),
+    /// The system around it.
+    #[error("{0}")]
+    System(#[from] corebox_sys::Error),
+}
+
 type Result<T> = std::result::Result<T, ReadError>;
 
 /// Number of an inode: its place in units of 32 bytes.
@@ -147,10 +158,7 @@ impl<B: AsRef<[u8]>> Reader<B> {
         Ok(Self {
             root: root.into(),
             inodes: u64::from(field(16)) | u64::from(field(20)) << 32,
-            time: Time {
-                seconds: (u64::from(field(24)) | u64::from(field(28)) << 32) as i64,
-                nanoseconds: field(32),
-            },
+            time: Time { seconds: (u64::from(field(24)) | u64::from(field(28)) << 32) as i64, nanoseconds: field(32) },
             blocks: field(36),
             meta: u64::from(field(40)) * BLOCK as u64,
             bytes,

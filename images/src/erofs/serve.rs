@@ -4,12 +4,12 @@
 //! exist), attributes, links, pages. open and opendir are answered once with ENOSYS, after which the kernel does not
 //! ask any more (FUSE_NO_OPEN_SUPPORT). What is asked is answered from a mapping of the image, without copying.
 
-use super::reader::{DirEntry, Extent, Inode, Nid, ReadError, Reader};
+use super::reader::{DirEntry, Extent, Inode, Nid, ReadError, Reader, Unusable};
+use corebox_sys::Error;
 use corebox_sys::map::Mapping;
-use corebox_sys::{Error, Result};
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, ReplyStatfs,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen, ReplyStatfs,
     ReplyXattr, Request, Session, SessionACL,
 };
 use std::ffi::OsStr;
@@ -30,10 +30,8 @@ const LARGEST: u32 = 1 << 20;
 ///
 /// # Errors
 /// An image that cannot be read, or a device that cannot be served.
-pub(crate) fn serve(image: BorrowedFd<'_>, device: OwnedFd) -> Result<()> {
-    let mapping = Mapping::of(image, "the image")?;
-    let damaged = |error: ReadError| Error::io("read", format!("the image: {error}"), &std::io::Error::other(error));
-    let reader = Reader::open(mapping).map_err(damaged)?;
+pub(crate) fn serve(image: BorrowedFd<'_>, device: OwnedFd) -> Result<(), Unusable> {
+    let reader = Reader::open(Mapping::of(image, "the image")?)?;
     let mut config = Config::default();
     // the mount's own options decide who may, not the server
     config.acl = SessionACL::All;
@@ -41,7 +39,7 @@ pub(crate) fn serve(image: BorrowedFd<'_>, device: OwnedFd) -> Result<()> {
     config.clone_fd = true;
     let failed = |error: std::io::Error| Error::io("serve", "/dev/fuse", &error);
     let session = Session::from_fd(Server { reader }, device, SessionACL::All, config).map_err(failed)?;
-    session.run().map_err(failed)
+    Ok(session.run().map_err(failed)?)
 }
 
 struct Server {
@@ -54,14 +52,14 @@ impl Server {
         INodeNo(if nid == self.reader.root() { 1 } else { nid.saturating_add(2) })
     }
 
-    fn inode(&self, number: INodeNo) -> std::result::Result<Inode, ReadError> {
+    fn inode(&self, number: INodeNo) -> Result<Inode, ReadError> {
         match number.0 {
             1 => self.reader.inode(self.reader.root()),
             number => self.reader.inode(number.checked_sub(2).ok_or(ReadError::Damaged)?),
         }
     }
 
-    fn attributes(&self, inode: &Inode) -> std::result::Result<FileAttr, ReadError> {
+    fn attributes(&self, inode: &Inode) -> Result<FileAttr, ReadError> {
         let (seconds, nanoseconds) = inode.mtime;
         let whole = Duration::from_secs(seconds.unsigned_abs());
         let second = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
@@ -85,7 +83,7 @@ impl Server {
         })
     }
 
-    fn find(&self, parent: INodeNo, name: &[u8]) -> std::result::Result<FileAttr, ReadError> {
+    fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, ReadError> {
         let directory = self.inode(parent)?;
         let found = self.reader.lookup(&directory, name)?;
         self.attributes(&self.reader.inode(found.nid)?)

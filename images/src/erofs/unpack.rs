@@ -3,7 +3,7 @@
 //! What the image says cannot lead out of the directory: names hold no slash, nothing that exists is opened or
 //! followed, and a directory that is its own descendant is refused.
 
-use super::reader::{Extent, Inode, Nid, ReadError, Reader};
+use super::reader::{Extent, Inode, Nid, ReadError, Reader, Unusable};
 use corebox_sys::map::Mapping;
 use corebox_sys::{Errno, Error, Result};
 use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
@@ -17,23 +17,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Why an image could not be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// The image.
-    #[error("the image: {0}")]
-    Image(#[from] ReadError),
-    /// The directory.
-    #[error("{0}")]
-    File(#[from] Error),
-}
-
 /// Unpacks the image into an empty directory. Device nodes are left out, as nobody could use them on a mount without
 /// devices. `owners`: files get the owners they have in the image; else all are the caller's.
 ///
 /// # Errors
 /// A damaged image, or what the directory's file system says (ENOSPC).
-pub fn unpack(image: BorrowedFd<'_>, target: &Path, owners: bool) -> std::result::Result<(), UnpackError> {
+pub fn unpack(image: BorrowedFd<'_>, target: &Path, owners: bool) -> std::result::Result<(), Unusable> {
     let reader = Reader::open(Mapping::of(image, "the image")?)?;
     let root = reader.inode(reader.root())?;
     let mut unpacking = Unpacking {
@@ -67,7 +56,7 @@ struct Unpacking<'a> {
 
 impl Unpacking<'_> {
     /// Makes what a directory holds.
-    fn fill(&mut self, path: &Path, directory: &Inode) -> std::result::Result<(), UnpackError> {
+    fn fill(&mut self, path: &Path, directory: &Inode) -> std::result::Result<(), Unusable> {
         let mut names: Vec<(&OsStr, Nid)> = Vec::new();
         self.reader.entries(directory, 0, |entry| {
             if entry.name != b"." && entry.name != b".." {
@@ -81,7 +70,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn make(&mut self, path: PathBuf, inode: &Inode) -> std::result::Result<(), UnpackError> {
+    fn make(&mut self, path: PathBuf, inode: &Inode) -> std::result::Result<(), Unusable> {
         let failed = |call: &'static str, error: &std::io::Error| Error::io(call, path.display(), error);
         if inode.is_directory() {
             if !self.seen.insert(inode.nid) {
@@ -112,7 +101,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    fn file(&self, path: &Path, inode: &Inode) -> std::result::Result<(), UnpackError> {
+    fn file(&self, path: &Path, inode: &Inode) -> std::result::Result<(), Unusable> {
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let mut file: File = opened.map_err(|error| Error::io("create", path.display(), &error))?;
         let mut at = 0;
@@ -130,7 +119,7 @@ impl Unpacking<'_> {
     }
 
     /// Owner, mode, attributes and time.
-    fn dress(&self, path: &Path, inode: &Inode) -> std::result::Result<(), UnpackError> {
+    fn dress(&self, path: &Path, inode: &Inode) -> std::result::Result<(), Unusable> {
         if self.owners {
             let owned = std::os::unix::fs::lchown(path, Some(inode.uid), Some(inode.gid));
             owned.map_err(|error| Error::io("chown", path.display(), &error))?;
@@ -142,11 +131,11 @@ impl Unpacking<'_> {
         let (seconds, nanoseconds) = inode.mtime;
         let time = TimeSpec::new(seconds, nanoseconds.into());
         utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink)
-            .map_err(|errno| UnpackError::File(Error::new("set the time of", path.display(), errno)))
+            .map_err(|errno| Unusable::System(Error::new("set the time of", path.display(), errno)))
     }
 
     /// Attributes of users; the others mean something to the system that mounts an image, not to a copy in memory.
-    fn attributes(&self, path: &Path, inode: &Inode) -> std::result::Result<(), UnpackError> {
+    fn attributes(&self, path: &Path, inode: &Inode) -> std::result::Result<(), Unusable> {
         let mut failed = None;
         self.reader.xattrs(inode, |[prefix, rest], value| {
             if *prefix == b"user." {
@@ -165,5 +154,6 @@ impl Unpacking<'_> {
 }
 
 fn fs_mode(path: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|error| Error::io("chmod", path.display(), &error))
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(|error| Error::io("chmod", path.display(), &error))
 }

@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn lengths_are_told_in_advance() {
         let pair = |name: &str, value: &[u8]| (name.as_bytes().to_vec(), value.to_vec());
-        let all = [pair("user.a", b"12345"), pair("security.capability", &[7; 20]), pair("system.posix_acl_access", b"x")];
+        let all =
+            [pair("user.a", b"12345"), pair("security.capability", &[7; 20]), pair("system.posix_acl_access", b"x")];
         for count in 0..=3 {
             assert_eq!(encode(&all[..count]).len(), length(&all[..count]), "{count}");
         }

@@ -169,10 +169,12 @@ pub fn copy_out(image: &Value, out: &Path) {
 
 /// Whether images can be looked into here.
 pub fn ready(test: &str) -> bool {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let known = corebox_sys::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let erofs = known.lines().any(|line| line.trim_end().ends_with("erofs"));
     if !erofs {
         corebox_tests::skip!(test, "needs a kernel with EROFS to look into images");
     }
-    erofs && corebox_tests::require_root(test) && corebox_tests::require_programs(test, &["unshare", "mount", "python3"])
+    erofs
+        && corebox_tests::require_root(test)
+        && corebox_tests::require_programs(test, &["unshare", "mount", "python3"])
 }
