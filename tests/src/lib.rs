@@ -9,10 +9,11 @@ mod job;
 mod requirements;
 pub mod simnode;
 mod snapshot;
+pub mod vm;
 
 pub use cluster::{Builder, Cluster, Node};
 pub use job::{Ended, Running, Site, require_images};
-pub use requirements::{corebox, program, require_programs, require_root, simnode_program, wait_until};
+pub use requirements::{corebox, program, require_programs, require_root, simnode_program, vm_program, wait_until};
 pub use snapshot::Snapshot;
 
 /// What the harness returns: a [`corebox_spec::Failure`] says what could not be done and why.

@@ -31,6 +31,17 @@ pub fn simnode_program() -> Result<PathBuf> {
     built("corebox-simnode", "cargo build -p corebox-tests")
 }
 
+/// The runner of virtual machines `corebox-vm`: `$COREBOX_VM_RUNNER`, else the one built beside the running program.
+///
+/// # Errors
+/// It was not built: `cargo build -p corebox-vm-tests`.
+pub fn vm_program() -> Result<PathBuf> {
+    match std::env::var_os("COREBOX_VM_RUNNER") {
+        Some(path) => Ok(path.into()),
+        None => built("corebox-vm", "cargo build -p corebox-vm-tests"),
+    }
+}
+
 /// A program of this workspace beside the running one (`target/PROFILE/` or its `deps/`), else of the other profile.
 fn built(name: &str, cure: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe().map_err(|e| Failure::new("cannot find the running program", e))?;

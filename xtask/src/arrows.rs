@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// Crate, and the crates of ours it may depend on. Every arrow points to a crate with less in it, so there is no cycle.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("corebox-spec", &[]),
     ("corebox-sys", &[]),
     ("corebox-host", &["spec", "sys"]),
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("corebox-compare", &["spec", "sys", "host"]),
     ("corebox", &["spec", "sys", "host", "images", "net", "rdma", "runtime", "mpi", "schedulers"]),
     ("corebox-tests", &["spec", "sys", "host"]),
+    ("corebox-vm-tests", &["spec", "sys", "host", "tests"]),
     ("corebox-xtask", &[]),
 ];
 
