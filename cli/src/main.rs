@@ -4,6 +4,7 @@ mod container_options;
 mod host;
 mod image;
 mod mpirun;
+mod oci;
 mod reference;
 mod run;
 
@@ -25,6 +26,7 @@ enum Command {
     Image(image::Args),
     Run(run::Args),
     Mpirun(Box<mpirun::Args>),
+    Oci(Box<oci::Args>),
     Completion(reference::CompletionArgs),
     Man(reference::ManArgs),
     /// Serve a job on this node over standard input and output (started by `mpirun`).
@@ -38,6 +40,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Image(args) => image::run(args),
         Command::Run(args) => run::run(args),
         Command::Mpirun(args) => mpirun::run(*args),
+        Command::Oci(args) => oci::run(*args),
         Command::Completion(args) => {
             reference::completion::<Cli>(&args);
             Ok(0)
@@ -49,6 +52,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
 
 /// The only place that prints errors.
 fn main() -> ExitCode {
+    if oci::is_called_so(std::env::args_os().next().as_deref()) {
+        return oci::main();
+    }
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         let wrong = error.use_stderr();
         // Nothing is left to tell the user when standard error is closed.

@@ -85,11 +85,7 @@ impl HostFacts {
             account: user::account(uid)?,
             group: user::group_name(gid)?,
             privileged,
-            initial_namespace: fs::read_to_string("/proc/self/uid_map")?.split_whitespace().eq([
-                "0",
-                "0",
-                "4294967295",
-            ]),
+            initial_namespace: in_initial_user_namespace()?,
             uid_ranges,
             gid_ranges,
             cpus: affinity::cpus()?.into_iter().collect(),
@@ -104,6 +100,11 @@ impl HostFacts {
             hierarchies: cgroup::hierarchies()?,
         })
     }
+}
+
+/// Whether we are in the user namespace of the host, which maps all ids to themselves.
+pub(crate) fn in_initial_user_namespace() -> corebox_sys::Result<bool> {
+    Ok(fs::read_to_string("/proc/self/uid_map")?.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 /// The ids of our namespace, each mapped to itself, from /proc/self/uid_map or gid_map.

@@ -16,6 +16,7 @@ mod init;
 mod message;
 mod mountpoints;
 mod mounts;
+pub mod oci;
 mod plan;
 mod process;
 mod reaper;

@@ -5,12 +5,108 @@
 
 use crate::{Error, Result};
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
+};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// Largest message: far below the smallest send buffer of any distribution (net.core.wmem_default, 208 KiB).
 pub const MAX_MESSAGE: usize = 32 * 1024;
+
+/// Connects to a listening socket of this kind (unix(7), SOCK_SEQPACKET) by its path, through `directory` so that the
+/// path may be of any length.
+///
+/// # Errors
+/// ECONNREFUSED when nobody listens any more, ENOENT.
+pub fn connect(directory: impl AsFd, name: &str) -> Result<Socket> {
+    let failed = |e| Error::new("connect to", name, e);
+    let socket = seqpacket()?;
+    socket::connect(socket.as_raw_fd(), &address(directory, name)?).map_err(failed)?;
+    Ok(Socket(socket))
+}
+
+/// Makes a listening socket of this kind in `directory`.
+///
+/// # Errors
+/// EADDRINUSE when something of this name is there.
+pub fn listen(directory: impl AsFd, name: &str) -> Result<OwnedFd> {
+    let failed = |e| Error::new("listen on", name, e);
+    let socket = seqpacket()?;
+    socket::bind(socket.as_raw_fd(), &address(directory, name)?).map_err(failed)?;
+    socket::listen(&socket, Backlog::new(1).map_err(failed)?).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Takes the first connection of a listening socket; waits for it.
+///
+/// # Errors
+/// What accept4(2) says.
+pub fn accept(listener: impl AsFd) -> Result<Socket> {
+    loop {
+        match socket::accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(Error::new("take a connection of", "the container's socket", e)),
+            Ok(number) => return crate::mount::owned("accept", "a connection", number.into()).map(Socket),
+        }
+    }
+}
+
+fn seqpacket() -> Result<OwnedFd> {
+    socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|e| Error::new("create", "a socket", e))
+}
+
+fn address(directory: impl AsFd, name: &str) -> Result<UnixAddr> {
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd());
+    UnixAddr::new(path.as_str()).map_err(|e| Error::new("name the socket", name, e))
+}
+
+/// Connects to the stream socket at `path`, of any length.
+///
+/// # Errors
+/// What connect(2) says.
+pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
+    let failed = |e| Error::new("connect to", path.display(), e);
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    // A socket's address has 108 bytes; a path may be longer.
+    let parent = crate::fd::open_path(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    socket::connect(socket.as_raw_fd(), &address(&parent, &name)?).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Sends a descriptor over a connected socket, with bytes that say what it is (SCM_RIGHTS).
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub fn pass_descriptor(socket: impl AsFd, descriptor: impl AsFd, words: &[u8]) -> Result<()> {
+    let fds = [descriptor.as_fd().as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let parts = [IoSlice::new(words)];
+    socket::sendmsg::<()>(socket.as_fd().as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)
+        .map(drop)
+        .map_err(|e| Error::new("send", "a descriptor", e))
+}
+
+/// Receives a descriptor from a connected socket; `None` when the other end closed it without one.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub fn receive_descriptor(socket: impl AsFd) -> Result<Option<OwnedFd>> {
+    let mut bytes = [0u8; 256];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = socket::recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut space), flags)
+        .map_err(|e| Error::new("receive", "a descriptor", e))?;
+    let found = message.cmsgs().into_iter().flatten().find_map(|c| match c {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    found.map(|number| crate::mount::owned("receive", "a descriptor", number.into())).transpose()
+}
 
 /// One end.
 #[derive(Debug)]
@@ -38,6 +134,15 @@ pub fn pair() -> Result<(Socket, Socket)> {
     Ok((Socket(ours), Socket(theirs)))
 }
 
+/// Two connected stream sockets, close-on-exec: for [`pass_descriptor`] and [`receive_descriptor`].
+///
+/// # Errors
+/// What socketpair(2) says.
+pub fn stream_pair() -> Result<(OwnedFd, OwnedFd)> {
+    socket::socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| Error::new("create", "a socket pair", e))
+}
+
 impl Socket {
     /// Sends one message of at most [`MAX_MESSAGE`] bytes. With `wait` false: `Ok(false)` when it would block.
     ///
@@ -56,6 +161,15 @@ impl Socket {
                 Err(e) => return Err(Error::new("send", "a message between corebox and the container", e)),
             }
         }
+    }
+
+    /// Sends one message with write(2), which even strict seccomp filters allow. The other end being gone raises SIGPIPE
+    /// unless that is ignored or blocked.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    pub fn put(&self, message: &[u8]) -> Result<()> {
+        crate::fd::write_all(&self.0, message, "a message between corebox and the container")
     }
 
     /// Takes the next message; with `wait` false it never blocks.

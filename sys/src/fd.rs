@@ -84,6 +84,33 @@ pub fn close_all_but(keep: &[RawFd]) -> Result<()> {
     Ok(())
 }
 
+/// Marks every descriptor from `first` on close-on-exec (close_range(2)).
+///
+/// # Errors
+/// What close_range(2) says.
+pub fn close_on_exec_from(first: RawFd) -> Result<()> {
+    let from = u32::try_from(first).unwrap_or(3);
+    // SAFETY: numbers only; nothing is closed now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 { Err(Error::last("mark close-on-exec the descriptors from", first)) } else { Ok(()) }
+}
+
+/// Writes all bytes to an open file.
+///
+/// # Errors
+/// What write(2) says; `object` names the file.
+pub fn write_all(fd: &OwnedFd, bytes: &[u8], object: impl std::fmt::Display) -> Result<()> {
+    let mut rest = bytes;
+    loop {
+        match nix::unistd::write(fd, rest) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(Error::new("write", object, e)),
+            Ok(length) if length >= rest.len() => return Ok(()),
+            Ok(length) => rest = &rest[length..],
+        }
+    }
+}
+
 /// Closes a descriptor by its number, which the caller owns.
 ///
 /// # Errors
@@ -134,6 +161,14 @@ pub fn open_no_follow(path: &Path) -> Result<OwnedFd> {
 /// What open(2) says.
 pub fn open_read_write(path: &Path) -> Result<OwnedFd> {
     open(path, OFlag::O_RDWR)
+}
+
+/// Opens what an O_PATH descriptor stands for, for reading and writing, by its entry in /proc/self/fd of this process.
+///
+/// # Errors
+/// What open(2) says.
+pub fn reopen_read_write(place: impl AsFd) -> Result<OwnedFd> {
+    open_read_write(Path::new(&format!("/proc/self/fd/{}", place.as_fd().as_raw_fd())))
 }
 
 /// Opens a directory or file only as a place (O_PATH).

@@ -4,17 +4,28 @@
 //! (the fd-based mount API, clone3, memory policy, …) is here, one call per `unsafe` block.
 
 pub mod affinity;
+pub mod bpf;
 pub mod control;
 mod error;
 pub mod fd;
 pub mod fs;
+<<<<<<< HEAD
 pub mod libseccomp_ffi;
+=======
+pub mod identity;
+>>>>>>> 625a602 (wip: the OCI command line)
 pub mod loopdev;
 pub mod map;
 pub mod mount;
+pub mod place;
 pub mod process;
+<<<<<<< HEAD
 pub mod seccomp;
+=======
+pub mod scheduling;
+>>>>>>> 625a602 (wip: the OCI command line)
 pub mod signal;
+pub mod terminal;
 pub mod user;
 
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@
 use crate::{Error, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +20,43 @@ pub mod attr {
     pub const NODEV: u64 = 0x4;
     /// No program is executed.
     pub const NOEXEC: u64 = 0x8;
+    /// Access times, as one field: zero is `relatime`.
+    pub const ATIME: u64 = 0x70;
+    /// Access times are not updated.
+    pub const NOATIME: u64 = 0x10;
+    /// Access times are always updated.
+    pub const STRICTATIME: u64 = 0x20;
+    /// Access times of directories are not updated.
+    pub const NODIRATIME: u64 = 0x80;
+    /// Symbolic links are not followed.
+    pub const NOSYMFOLLOW: u64 = 0x20_0000;
+    /// Ids are mapped by a user namespace.
+    pub(super) const IDMAP: u64 = 0x10_0000;
+}
+
+/// Propagation of mount events (mount_namespaces(7)), as mount_setattr(2) takes it.
+pub mod propagation {
+    /// To and from the peers.
+    pub const SHARED: u64 = libc::MS_SHARED;
+    /// From the master only.
+    pub const SLAVE: u64 = libc::MS_SLAVE;
+    /// None.
+    pub const PRIVATE: u64 = libc::MS_PRIVATE;
+    /// None, and not to be bound.
+    pub const UNBINDABLE: u64 = libc::MS_UNBINDABLE;
+}
+
+/// What [`change`] changes of a mount.
+#[derive(Debug, Default)]
+pub struct Change<'a> {
+    /// Attributes to set, see [`attr`].
+    pub set: u64,
+    /// Attributes to clear.
+    pub clear: u64,
+    /// One of [`propagation`], or 0.
+    pub propagation: u64,
+    /// A user namespace that maps the ids of the mount's files.
+    pub id_map: Option<BorrowedFd<'a>>,
 }
 
 const FSCONFIG_SET_FLAG: u32 = 0;
@@ -55,7 +93,7 @@ pub(crate) fn owned(call: &'static str, object: impl std::fmt::Display, returned
 #[derive(Debug)]
 pub struct FsContext {
     fd: OwnedFd,
-    kind: &'static str,
+    kind: Cow<'static, str>,
 }
 
 impl FsContext {
@@ -63,11 +101,12 @@ impl FsContext {
     ///
     /// # Errors
     /// What fsopen(2) says: ENODEV when the kernel lacks the type, EPERM without CAP_SYS_ADMIN in our user namespace.
-    pub fn open(kind: &'static str) -> Result<Self> {
+    pub fn open(kind: impl Into<Cow<'static, str>>) -> Result<Self> {
+        let kind = kind.into();
         let name = c_string("fsopen", kind.as_bytes())?;
         // SAFETY: a NUL-terminated name and flags; nothing is written to our memory.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) };
-        Ok(Self { fd: owned("fsopen", kind, fd)?, kind })
+        Ok(Self { fd: owned("open file system type", &kind, fd)?, kind })
     }
 
     fn config(&self, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> Result<()> {
@@ -79,7 +118,7 @@ impl FsContext {
             return Ok(());
         }
         let errno = Errno::last();
-        let mut object = self.kind.to_owned();
+        let mut object = self.kind.to_string();
         for text in [key, value].into_iter().flatten() {
             object.push(' ');
             object.push_str(&text.to_string_lossy());
@@ -128,7 +167,7 @@ impl FsContext {
         let fd = self.fd.as_raw_fd();
         // SAFETY: descriptor and flags only.
         let mount = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes as u32) };
-        owned("fsmount", self.kind, mount)
+        owned("fsmount", &self.kind, mount)
     }
 }
 
@@ -149,7 +188,19 @@ pub fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
 /// # Errors
 /// What open_tree(2) says.
 pub fn clone_fd(fd: BorrowedFd<'_>, object: impl std::fmt::Display) -> Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH;
+    clone_fd_flags(fd, 0, object)
+}
+
+/// As [`clone_fd`], with every mount below it.
+///
+/// # Errors
+/// What open_tree(2) says.
+pub fn clone_fd_recursive(fd: BorrowedFd<'_>, object: impl std::fmt::Display) -> Result<OwnedFd> {
+    clone_fd_flags(fd, AT_RECURSIVE, object)
+}
+
+fn clone_fd_flags(fd: BorrowedFd<'_>, more: u32, object: impl std::fmt::Display) -> Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | more;
     // SAFETY: a descriptor, an empty NUL-terminated path and flags.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, fd.as_raw_fd(), c"".as_ptr(), flags) };
     owned("clone the mount at", object, tree)
@@ -178,9 +229,23 @@ pub fn set_attributes(
     recursive: bool,
     object: impl std::fmt::Display,
 ) -> Result<()> {
+    change(mount, &Change { set: attributes, ..Change::default() }, recursive, object)
+}
+
+/// Changes attributes, propagation or id map of a mount (mount_setattr(2)), with everything below it if `recursive`.
+///
+/// # Errors
+/// What mount_setattr(2) says: EPERM for clearing an attribute that another user namespace has locked, EINVAL for a
+/// file system that cannot map ids, ENOSYS before kernel 5.12.
+pub fn change(mount: impl AsFd, change: &Change<'_>, recursive: bool, object: impl std::fmt::Display) -> Result<()> {
     // SAFETY: an all-zero mount_attr is valid.
     let mut set: libc::mount_attr = unsafe { std::mem::zeroed() };
-    set.attr_set = attributes;
+    set.attr_set = change.set | if change.id_map.is_some() { attr::IDMAP } else { 0 };
+    // The kernel takes a change of the access time field only with the whole field cleared.
+    let atime = if change.set & attr::ATIME != 0 { attr::ATIME } else { 0 };
+    set.attr_clr = change.clear | atime;
+    set.propagation = change.propagation;
+    set.userns_fd = change.id_map.map_or(0, |fd| fd.as_raw_fd() as u64);
     let fd = mount.as_fd().as_raw_fd();
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     let size = size_of::<libc::mount_attr>();
@@ -207,12 +272,34 @@ pub fn open_in_root_for_reading(root: impl AsFd, path: &Path) -> Result<OwnedFd>
     open_beneath(root, path, libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY)
 }
 
+/// As [`open_in_root`], of a directory to which entries may be added.
+///
+/// # Errors
+/// What openat2(2) says.
+pub fn open_directory_in_root(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    open_beneath(root, path, libc::O_PATH | libc::O_CLOEXEC | libc::O_DIRECTORY)
+}
+
+/// Opens a file of a kernel file system below `root` for writing; neither links nor other mounts are crossed.
+///
+/// # Errors
+/// What openat2(2) says: EXDEV when something is mounted over it, ELOOP for a link.
+pub fn open_kernel_file(root: impl AsFd, path: &Path, write: bool) -> Result<OwnedFd> {
+    let access = if write { libc::O_WRONLY } else { libc::O_RDONLY };
+    let resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
+    open_resolved(root, path, access | libc::O_CLOEXEC | libc::O_NOCTTY, resolve)
+}
+
 fn open_beneath(root: impl AsFd, path: &Path, flags: i32) -> Result<OwnedFd> {
+    open_resolved(root, path, flags, libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS)
+}
+
+fn open_resolved(root: impl AsFd, path: &Path, flags: i32, resolve: u64) -> Result<OwnedFd> {
     let text = c_path("openat2", path)?;
     // SAFETY: an all-zero open_how is valid.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = flags as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    how.resolve = resolve;
     let (fd, size) = (root.as_fd().as_raw_fd(), size_of::<libc::open_how>());
     loop {
         // SAFETY: descriptor, NUL-terminated path, and an open_how of the size told.
@@ -229,8 +316,17 @@ fn open_beneath(root: impl AsFd, path: &Path, flags: i32) -> Result<OwnedFd> {
 /// # Errors
 /// What mount(2) says.
 pub fn make_private() -> Result<()> {
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .map_err(|e| Error::new("make private the mounts below", "/", e))
+    propagate_all(propagation::PRIVATE)
+}
+
+/// Gives every mount of this mount namespace this [`propagation`].
+///
+/// # Errors
+/// What mount(2) says.
+pub fn propagate_all(how: u64) -> Result<()> {
+    let flags = MsFlags::MS_REC | MsFlags::from_bits_truncate(how);
+    nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        .map_err(|e| Error::new("change the propagation of the mounts below", "/", e))
 }
 
 /// Mounts FUSE, of a subtype, with an open `/dev/fuse` on a directory; the server must serve that descriptor. `ids` are

@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 pub mod ns {
     /// Mounts.
     pub const MOUNT: u64 = 0x0002_0000;
+    /// Clocks. Not for clone3(2), whose flags have no room for it: [`super::unshare`], and the next exec enters it.
+    pub const TIME: u64 = 0x80;
     /// The view of the cgroup tree.
     pub const CGROUP: u64 = 0x0200_0000;
     /// Host name.
@@ -25,6 +27,9 @@ pub mod ns {
     /// Network.
     pub const NET: u64 = 0x4000_0000;
 }
+
+/// Flag of clone3(2) that `libc` declares with the wrong width.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Proof that this process has one thread, so that a forked child is a whole program: locks of other threads would
 /// stay locked in it for ever (fork(2), async-signal-safety).
@@ -64,11 +69,43 @@ impl SingleThreaded {
     /// # Errors
     /// What clone3(2) says: EPERM or ENOSPC where user namespaces are not for us.
     pub fn clone_into(&self, namespaces: u64) -> Result<Forked<(i32, OwnedFd)>> {
+        self.clone_with(namespaces, libc::SIGCHLD as u64, None)
+    }
+
+    /// As [`SingleThreaded::clone_into`], in the version 2 cgroup that `cgroup` is open on (CLONE_INTO_CGROUP): it
+    /// never was anywhere else.
+    ///
+    /// # Errors
+    /// As above; EACCES, EBUSY or EOPNOTSUPP where the cgroup takes no process.
+    pub fn clone_into_cgroup(&self, namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<Forked<(i32, OwnedFd)>> {
+        self.clone_with(namespaces, libc::SIGCHLD as u64, Some(cgroup))
+    }
+
+    /// As [`SingleThreaded::clone_into`], as a child of our parent (CLONE_PARENT): it is told apart from us only by the
+    /// namespaces that we joined before.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn clone_sibling(&self, namespaces: u64) -> Result<Forked<(i32, OwnedFd)>> {
+        // With CLONE_PARENT the new process takes over our exit signal, and clone3(2) wants to hear of none.
+        self.clone_with(namespaces | libc::CLONE_PARENT as u64, 0, None)
+    }
+
+    fn clone_with(
+        &self,
+        flags: u64,
+        exit_signal: u64,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Forked<(i32, OwnedFd)>> {
         let mut pidfd: RawFd = -1;
         // SAFETY: an all-zero clone_args is valid.
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-        args.flags = namespaces | libc::CLONE_PIDFD as u64;
-        args.exit_signal = libc::SIGCHLD as u64;
+        args.flags = flags | libc::CLONE_PIDFD as u64;
+        args.exit_signal = exit_signal;
+        if let Some(cgroup) = cgroup {
+            args.flags |= CLONE_INTO_CGROUP;
+            args.cgroup = cgroup.as_raw_fd() as u64;
+        }
         args.pidfd = &raw mut pidfd as u64;
         // SAFETY: like fork(2) (no shared memory, no new stack), in a process with one thread; the pidfd is written
         // to a local variable.
@@ -107,10 +144,51 @@ pub fn unshare(namespaces: u64) -> Result<()> {
     if result < 0 { Err(Error::last("unshare", "namespaces")) } else { Ok(()) }
 }
 
+/// Joins the namespaces of these kinds (see [`ns`]) that `fd` is open on: one namespace file, or the pidfd of a process
+/// for several of its namespaces at once (setns(2)). A pid namespace holds for children only.
+///
+/// # Errors
+/// What setns(2) says: EINVAL for a namespace of another kind or a user namespace that we are in already.
+pub fn join(fd: impl AsFd, namespaces: u64, object: impl std::fmt::Display) -> Result<()> {
+    // SAFETY: a descriptor and flags.
+    let result = unsafe { libc::setns(fd.as_fd().as_raw_fd(), namespaces as i32) };
+    if result < 0 { Err(Error::last("join the namespace", object)) } else { Ok(()) }
+}
+
 /// Ends this process at once, without running anything else (_exit(2)).
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: never returns.
     unsafe { libc::_exit(code.into()) }
+}
+
+/// When a process started, in clock ticks after boot: field 22 of /proc/PID/stat, counted after the command's closing
+/// parenthesis (proc_pid_stat(5)). With the pid it names a process for good.
+///
+/// # Errors
+/// ESRCH when it is gone.
+pub fn start_time(pid: i32) -> Result<u64> {
+    stat_field(pid, 19).and_then(|text| text.parse().ok()).ok_or_else(|| gone(pid))
+}
+
+/// Whether this very process lives: one that ended and was not waited for does not.
+pub fn exists_since(pid: i32, start: u64) -> bool {
+    start_time(pid).is_ok_and(|found| found == start)
+        && !matches!(stat_field(pid, 0).as_deref(), Some("Z" | "X") | None)
+}
+
+/// A field after the command's closing parenthesis, counted from 0.
+fn stat_field(pid: i32, index: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(index).map(str::to_owned)
+}
+
+fn gone(pid: i32) -> Error {
+    Error::new("read the start time of process", pid, Errno::ESRCH)
+}
+
+/// The name of a process, as [`set_name`] or its last exec set it.
+pub fn name_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned())
 }
 
 /// This process's id.
@@ -211,6 +289,14 @@ pub fn no_new_privileges() -> Result<()> {
     nix::sys::prctl::set_no_new_privs().map_err(|e| Error::new("set", "no_new_privs", e))
 }
 
+/// Makes us the reaper of orphans below us (PR_SET_CHILD_SUBREAPER).
+///
+/// # Errors
+/// What prctl(2) says.
+pub fn adopt_orphans() -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| Error::new("become", "a reaper of orphans", e))
+}
+
 /// Sets whether others of our user may trace us and look into our /proc entries (PR_SET_DUMPABLE).
 ///
 /// # Errors
@@ -258,6 +344,16 @@ pub fn change_directory(path: &str) -> Result<()> {
 /// EINVAL above 64 bytes, EPERM outside our own namespace.
 pub fn set_hostname(name: &str) -> Result<()> {
     nix::unistd::sethostname(name).map_err(|e| Error::new("set host name", name, e))
+}
+
+/// Sets the NIS domain name of our UTS namespace.
+///
+/// # Errors
+/// As [`set_hostname`].
+pub fn set_domainname(name: &str) -> Result<()> {
+    // SAFETY: a buffer and its length.
+    let result = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    if result < 0 { Err(Error::last("set domain name", name)) } else { Ok(()) }
 }
 
 /// The host name.

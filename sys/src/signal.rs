@@ -95,6 +95,27 @@ pub fn ignored(candidates: &[i32]) -> Vec<i32> {
     candidates.iter().copied().filter(|number| is_ignored(*number)).collect()
 }
 
+/// The number of a signal by its name (`TERM`, `SIGTERM`, in any case), its number, or `SIGRTMIN+N`.
+pub fn number(name: &str) -> Option<i32> {
+    if let Ok(number) = name.parse::<i32>() {
+        return (0..=64).contains(&number).then_some(number);
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    if let Ok(signal) = full.parse::<Signal>() {
+        return Some(signal as i32);
+    }
+    let offset =
+        |prefix: &str| full.strip_prefix(prefix).map(|rest| if rest.is_empty() { Ok(0) } else { rest.parse::<i32>() });
+    let (from_first, from_last) = (offset("SIGRTMIN"), offset("SIGRTMAX"));
+    let number = match (from_first, from_last) {
+        (Some(Ok(n)), _) => libc::SIGRTMIN() + n,
+        (_, Some(Ok(n))) => libc::SIGRTMAX() + n,
+        _ => return None,
+    };
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
+}
+
 /// The name of a signal: `SIGTERM`; `signal 35` for one without.
 pub fn name(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |s| s.as_str().to_owned())
