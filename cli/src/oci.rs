@@ -1,8 +1,10 @@
 //! `corebox oci`, and `corebox-oci`: the command line of OCI runtimes, with runc's grammar.
 
+mod describe;
 mod lifecycle;
 mod log;
 mod make;
+mod resources;
 mod show;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -68,6 +70,10 @@ enum Command {
     Ps(show::PsArgs),
     Pause(lifecycle::PauseArgs),
     Resume(lifecycle::ResumeArgs),
+    Update(resources::UpdateArgs),
+    Events(resources::EventsArgs),
+    Spec(describe::SpecArgs),
+    Features(describe::FeaturesArgs),
 }
 
 impl Global {
@@ -94,6 +100,10 @@ pub fn run(args: Args) -> Result<u8, Failure> {
         Command::Ps(args) => show::ps(&global, &args),
         Command::Pause(args) => lifecycle::pause(&global, &args.id),
         Command::Resume(args) => lifecycle::resume(&global, &args.id),
+        Command::Update(args) => resources::update(&global, &args),
+        Command::Events(args) => resources::events(&global, &args),
+        Command::Spec(args) => describe::spec(&args),
+        Command::Features(_) => describe::features(),
     };
     result.inspect_err(|failure| log::write(global.log.as_deref(), global.log_format, failure))
 }
@@ -114,10 +124,13 @@ pub fn is_called_so(name: Option<&std::ffi::OsStr>) -> bool {
 /// `main` of `corebox-oci`.
 pub fn main() -> ExitCode {
     let parsed = Alone::parse_or_exit();
+    // Who reads a log shows the last line of standard error, too.
+    let short = parsed.args.global.log.is_some();
+    let said = |failure: &Failure| if short { log::one_line(failure) } else { failure.to_string() };
     match run(parsed.args) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("{failure}");
+            eprintln!("{}", said(&failure));
             ExitCode::from(failure.code)
         }
     }

@@ -25,7 +25,7 @@ impl Stop {
         self
     }
     /// As a failure to reach `goal`.
-    pub(crate) fn as_failure(self, goal: String) -> Failure {
+    pub(crate) fn into_failure(self, goal: String) -> Failure {
         let mut failure = Failure::new(goal, self.cause);
         failure.hint = self.hint;
         failure

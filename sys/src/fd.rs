@@ -95,6 +95,20 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     if result < 0 { Err(Error::last("mark close-on-exec the descriptors from", first)) } else { Ok(()) }
 }
 
+/// Waits for one byte (or the end) with read(2).
+///
+/// # Errors
+/// What read(2) says.
+pub fn read_byte(fd: impl AsFd) -> Result<()> {
+    let mut byte = [0u8; 1];
+    loop {
+        match nix::unistd::read(&fd, &mut byte) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => return other.map(drop).map_err(|e| Error::new("read", "a byte", e)),
+        }
+    }
+}
+
 /// Writes all bytes to an open file.
 ///
 /// # Errors

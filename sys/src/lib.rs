@@ -9,21 +9,15 @@ pub mod control;
 mod error;
 pub mod fd;
 pub mod fs;
-<<<<<<< HEAD
-pub mod libseccomp_ffi;
-=======
 pub mod identity;
->>>>>>> 625a602 (wip: the OCI command line)
+pub mod libseccomp_ffi;
 pub mod loopdev;
 pub mod map;
 pub mod mount;
 pub mod place;
 pub mod process;
-<<<<<<< HEAD
-pub mod seccomp;
-=======
 pub mod scheduling;
->>>>>>> 625a602 (wip: the OCI command line)
+pub mod seccomp;
 pub mod signal;
 pub mod terminal;
 pub mod user;

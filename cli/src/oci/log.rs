@@ -19,7 +19,7 @@ pub fn write(file: Option<&Path>, format: Format, failure: &Failure) {
 }
 
 /// The whole chain in one line, as its readers show it.
-fn one_line(failure: &Failure) -> String {
+pub fn one_line(failure: &Failure) -> String {
     let mut text = failure.goal.clone();
     if let Some((_, step)) = &failure.step {
         text.push_str(&format!(" (step `{step}`)"));

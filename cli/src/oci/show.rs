@@ -40,14 +40,19 @@ enum Table {
 }
 
 /// Prints JSON; a reader that closes the pipe has seen enough.
-fn print(value: &Value) {
+pub fn print_pretty(value: &Value) {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// Prints JSON in one line.
+pub fn print_line(value: &Value) {
+    let _ = writeln!(std::io::stdout(), "{value}");
+}
+
 /// Runs `state`.
 pub fn state(global: &Global, args: &IdArgs) -> Result<u8, Failure> {
-    print(&oci::state(&global.root(), &args.id)?);
+    print_pretty(&oci::state(&global.root(), &args.id)?);
     Ok(0)
 }
 
@@ -60,7 +65,7 @@ pub fn list(global: &Global, args: &ListArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     if args.format == Table::Json {
-        print(&Value::Array(all));
+        print_pretty(&Value::Array(all));
         return Ok(0);
     }
     let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
@@ -88,7 +93,7 @@ pub fn list(global: &Global, args: &ListArgs) -> Result<u8, Failure> {
 pub fn ps(global: &Global, args: &PsArgs) -> Result<u8, Failure> {
     let pids = oci::processes(&global.root(), &args.id)?;
     if args.format == Table::Json {
-        print(&pids.into());
+        print_pretty(&pids.into());
         return Ok(0);
     }
     let default = ["-ef".to_owned()];

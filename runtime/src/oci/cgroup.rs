@@ -7,7 +7,9 @@ mod life;
 mod numbers;
 mod settings;
 
-pub(crate) use life::{attach, create, is_frozen, kill_all, members, remove, set_frozen, write_settings};
+pub(crate) use life::{
+    attach, create, is_frozen, kill_all, members, order_for_update, remove, set_frozen, write_settings,
+};
 pub(crate) use numbers::numbers;
 pub(crate) use settings::{Settings, settings};
 

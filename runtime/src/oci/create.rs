@@ -256,14 +256,13 @@ impl Made {
     ///
     /// # Errors
     /// Why it does not.
-    pub(crate) fn wait_running(&self) -> Result<(), Failure> {
-        loop {
-            match link::hear(&self.socket) {
-                Ok(Some(Word::Failed(failure))) => return Err(failure),
-                Ok(Some(_)) => {}
-                Ok(None) => return Ok(()),
-                Err(e) => return Err(Failure::new(crate::step::goal(&self.record.id), e)),
-            }
+    pub(crate) fn wait_running(&self, spec: &Spec) -> Result<(), Failure> {
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let state = self.record.state(Status::Running);
+        let answer = program::await_exec(&self.socket, &self.pidfd, self.pid, profile, &state);
+        match answer.map_err(|stop| stop.during(&self.record.id, "waiting for the program", "exec"))? {
+            Some(failure) => Err(failure),
+            None => Ok(()),
         }
     }
 }

@@ -8,11 +8,12 @@ use crate::oci::program::{self, find_program};
 use crate::oci::run::Ran;
 use crate::oci::state::{Record, StateDirectory, Status};
 use crate::oci::{cgroup, config, terminal};
+use crate::seccomp::Program;
 use crate::step::{Steps, Stop};
 use corebox_spec::{Failure, exit};
 use corebox_sys::control::{self, Socket};
 use corebox_sys::process::{self, Forked, SingleThreaded, ns};
-use corebox_sys::signal::{self, Signals};
+use corebox_sys::signal::Signals;
 use corebox_sys::{Errno, fd, identity};
 use oci_spec::runtime::{Capability, Process, Spec, User};
 use std::collections::HashSet;
@@ -70,7 +71,10 @@ pub fn exec(asked: &Exec) -> Result<Ran, Failure> {
     let single = steps
         .run("check", "checking this process", || Ok((fd::close_on_exec_from(first)?, SingleThreaded::check()?).1))?;
     let (directory, record) = steps.run("state", "looking for the container", || open(asked))?;
-    let plan = steps.run("plan", "planning", || plan::from(&wanted(asked, &directory.kept()?)?))?;
+    let spec = steps.run("config", "reading the kept config.json", || directory.kept())?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let (plan, filter) = steps
+        .run("plan", "planning", || Ok((plan::from(&wanted(asked, &spec)?)?, crate::oci::plan::filter(profile)?)))?;
     let signals =
         if asked.detach { None } else { Some(steps.run("signals", "watching signals", || Ok(Signals::block_all()?))?) };
     let (reception, console) = steps.run("terminal", "connecting the console", || console(asked, plan.terminal))?;
@@ -78,7 +82,7 @@ pub fn exec(asked: &Exec) -> Result<Ran, Failure> {
     let joined = steps.run("join", "joining the container", || join(&record, &plan, &single, &ours, &theirs))?;
     let Forked::Parent((pid, pidfd)) = joined else {
         drop(ours);
-        inside(asked, &plan, &theirs, console)
+        inside(asked, &plan, filter.as_ref(), &theirs, console)
     };
     drop((theirs, console));
     steps.run("limits", "setting resource limits", || {
@@ -86,8 +90,10 @@ pub fn exec(asked: &Exec) -> Result<Ran, Failure> {
         asked.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, pid))?;
         Ok(link::say(&ours, &Word::Mapped)?)
     })?;
-    let answer = steps.run("exec", "waiting for the program", || Ok(link::hear(&ours)?))?;
-    if let Some(Word::Failed(failure)) = answer {
+    let state = record.state(Status::Running);
+    let answer =
+        steps.run("exec", "waiting for the program", || program::await_exec(&ours, &pidfd, pid, profile, &state))?;
+    if let Some(failure) = answer {
         process::wait_pidfd(pidfd.as_fd()).map_err(|e| Failure::new("cannot wait for the process", e))?;
         return Err(failure);
     }
@@ -218,7 +224,7 @@ fn join(
                 process::exit_now(0)
             }
             Err(stop) => {
-                let _ = link::say(theirs, &Word::Failed(stop.as_failure(String::new())));
+                let _ = link::say(theirs, &Word::Failed(stop.into_failure(String::new())));
                 process::exit_now(exit::COREBOX)
             }
         }
@@ -259,23 +265,18 @@ fn foreign_namespaces(pid: i32) -> Result<u64, Stop> {
 }
 
 /// The child, in the container: becomes the program. Never returns.
-fn inside(asked: &Exec, plan: &ProcessPlan, socket: &Socket, console: Option<OwnedFd>) -> ! {
+fn inside(asked: &Exec, plan: &ProcessPlan, filter: Option<&Program>, socket: &Socket, console: Option<OwnedFd>) -> ! {
     let mut steps = Steps::of(format!("cannot run a process in container `{}`", asked.id), &asked.id);
-    let mut build = || -> Result<PathBuf, Failure> {
+    let build = || -> Result<PathBuf, Failure> {
         steps.run("process", "becoming a process of the container", || become_member(asked, plan, socket, console))?;
         steps.run("identity", "taking the user's identity", || {
             let early = program::enter_directory(&plan.cwd);
             program::take_identity(plan)?;
             early.or_else(|_| program::enter_directory(&plan.cwd))
         })?;
-        steps.run("privileges", "dropping privileges", || {
-            signal::unblock_all(&[])?;
-            if plan.no_new_privileges {
-                process::no_new_privileges()?;
-            }
-            program::drop_privileges(plan)
-        })?;
-        find_program(plan)
+        let path = find_program(plan)?;
+        steps.run("privileges", "dropping privileges", || program::restrict(plan, filter, socket))?;
+        Ok(path)
     };
     let failure = match build() {
         Ok(path) => program::execute(&path, plan),

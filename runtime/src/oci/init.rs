@@ -13,7 +13,7 @@ use corebox_spec::{Failure, exit};
 use corebox_sys::control::{self, Socket};
 use corebox_sys::mount::{Change, FsContext, attr, change, open_kernel_file, pivot_root};
 use corebox_sys::process::{self, ns};
-use corebox_sys::{Errno, fd, fs, identity, mount, scheduling, signal};
+use corebox_sys::{Errno, fd, fs, identity, mount, scheduling};
 use serde_json::Value;
 use std::os::fd::OwnedFd;
 
@@ -43,8 +43,8 @@ pub(crate) fn run(mut inherited: Inherited<'_>) -> ! {
         Ok(()) => match wait_for_start(listener) {
             // Nobody is left to start it, or the maker failed.
             Err(_) => exit::COREBOX,
-            Ok(Some(caller)) => complain(&caller, finish(&inherited)),
-            Ok(None) => complain(&inherited.socket, finish(&inherited)),
+            Ok(Some(caller)) => complain(&caller, finish(&inherited, &caller)),
+            Ok(None) => complain(&inherited.socket, finish(&inherited, &inherited.socket)),
         },
     };
     process::exit_now(code)
@@ -259,14 +259,17 @@ fn wait_for_start(listener: Option<OwnedFd>) -> Result<Option<Socket>, corebox_s
 }
 
 /// The last steps, up to the exec; returns only with the reason why not.
-fn finish(inherited: &Inherited<'_>) -> Failure {
+fn finish(inherited: &Inherited<'_>, caller: &Socket) -> Failure {
     let plan = inherited.plan;
     let mut steps = Steps::new(plan.id);
     let state = &inherited.state;
     let mut last = || -> Result<std::path::PathBuf, Failure> {
         steps.run("start-hooks", "running hooks", || start_hooks(plan, state))?;
-        steps.run("privileges", "dropping privileges", || drop_privileges(plan))?;
-        find_program(&plan.process)
+        let program = find_program(&plan.process)?;
+        steps.run("privileges", "dropping privileges", || {
+            program::restrict(&plan.process, plan.filter.as_ref(), caller)
+        })?;
+        Ok(program)
     };
     let program = match last() {
         Ok(program) => program,
@@ -281,13 +284,4 @@ fn start_hooks(plan: &Plan<'_>, state: &Value) -> Result<(), Stop> {
     state["pid"] = process::id().into();
     state["status"] = "created".into();
     hooks::run("startContainer", Some(hooks), &state)
-}
-
-fn drop_privileges(plan: &Plan<'_>) -> Result<(), Stop> {
-    signal::unblock_all(&[])?;
-    if plan.process.no_new_privileges {
-        process::no_new_privileges()?;
-    }
-    program::drop_privileges(&plan.process)?;
-    Ok(())
 }

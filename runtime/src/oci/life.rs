@@ -2,7 +2,7 @@
 
 use crate::oci::cgroup;
 use crate::oci::hooks;
-use crate::oci::link::{self, Word};
+use crate::oci::program;
 use crate::oci::state::{self, Record, START, StateDirectory, Status};
 use crate::step::Stop;
 use corebox_spec::Failure;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 fn failed(goal: &'static str, id: &str) -> impl Fn(Stop) -> Failure {
     let goal = format!("cannot {goal} container `{id}`");
-    move |stop| stop.as_failure(goal.clone())
+    move |stop| stop.into_failure(goal.clone())
 }
 
 fn open(goal: &'static str, root: &Path, id: &str) -> Result<(StateDirectory, Record, Status), Failure> {
@@ -43,14 +43,18 @@ pub fn start(root: &Path, id: &str) -> Result<Vec<String>, Failure> {
     if status != Status::Created {
         return Err(refuse(GOAL, id, status));
     }
+    // Opened before it may end.
+    let pid = record.init.map_or(0, |init| init.pid);
+    let pidfd = process::open_pid(pid).map_err(|e| failed(GOAL, id)(e.into()))?;
     let socket = control::connect(&directory.fd, START).map_err(|e| failed(GOAL, id)(e.into()))?;
-    let answer = link::hear(&socket).map_err(|e| failed(GOAL, id)(e.into()))?;
+    let spec = directory.kept().map_err(failed(GOAL, id))?;
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let answer = program::await_exec(&socket, &pidfd, pid, profile, &record.state(Status::Running));
     // Gone already: `delete` was faster.
     let _ = std::fs::remove_file(directory.path.join(START));
-    if let Some(Word::Failed(failure)) = answer {
+    if let Some(failure) = answer.map_err(failed(GOAL, id))? {
         return Err(failure);
     }
-    let spec = directory.kept().map_err(failed(GOAL, id))?;
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
     Ok(hooks::run_all("poststart", hooks, &record.state(Status::Running)))
 }
@@ -69,7 +73,7 @@ pub fn state(root: &Path, id: &str) -> Result<Value, Failure> {
 /// # Errors
 /// A state directory that cannot be read.
 pub fn list(root: &Path) -> Result<Vec<Value>, Failure> {
-    let all = state::all(root).map_err(|stop| stop.as_failure("cannot list containers".to_owned()))?;
+    let all = state::all(root).map_err(|stop| stop.into_failure("cannot list containers".to_owned()))?;
     Ok(all.iter().map(|(directory, record)| record.state(directory.status(record))).collect())
 }
 
@@ -196,14 +200,14 @@ pub fn processes(root: &Path, id: &str) -> Result<Vec<i32>, Failure> {
     Ok(members)
 }
 
-/// Waits until the first process has ended.
+/// Waits until the first process has ended, at most so long; whether it has.
 ///
 /// # Errors
 /// A container that does not exist.
-pub fn wait_for_end(root: &Path, id: &str) -> Result<(), Failure> {
+pub fn wait_for_end(root: &Path, id: &str, limit: Option<Duration>) -> Result<bool, Failure> {
     let (_, record, _) = open("wait for", root, id)?;
-    let Some(init) = record.init.filter(|init| init.lives()) else { return Ok(()) };
+    let Some(init) = record.init.filter(|init| init.lives()) else { return Ok(true) };
     let failed = failed("wait for", id);
     let pidfd = process::open_pid(init.pid).map_err(|e| failed(e.into()))?;
-    fd::poll_readable(&[pidfd.as_fd()], None).map(drop).map_err(|e| failed(e.into()))
+    fd::poll_readable(&[pidfd.as_fd()], limit).map(|ready| ready[0]).map_err(|e| failed(e.into()))
 }

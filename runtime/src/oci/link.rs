@@ -19,6 +19,8 @@ pub(crate) enum Word {
     Times(Vec<(String, u64)>),
     /// From init, or from the process that joins namespaces for it.
     Failed(Failure),
+    /// From who installed a seccomp filter that notifies: the number of its listener. It waits for any byte.
+    Listener(i32),
     /// From the process that joins namespaces: the pid of the one that it made.
     Pid(i32),
 }
@@ -32,6 +34,7 @@ impl Word {
             Self::Ready => (b'r', Vec::new()),
             Self::Times(times) => (b't', serde_json::to_vec(times).unwrap_or_default()),
             Self::Failed(failure) => (b'f', serde_json::to_vec(failure).unwrap_or_default()),
+            Self::Listener(number) => (b'l', number.to_ne_bytes().to_vec()),
             Self::Pid(pid) => (b'p', pid.to_ne_bytes().to_vec()),
         };
         [&[tag], &rest[..]].concat()
@@ -46,6 +49,7 @@ impl Word {
             b'r' => Self::Ready,
             b't' => Self::Times(serde_json::from_slice(rest).ok()?),
             b'f' => Self::Failed(serde_json::from_slice(rest).ok()?),
+            b'l' => Self::Listener(i32::from_ne_bytes(rest.try_into().ok()?)),
             b'p' => Self::Pid(i32::from_ne_bytes(rest.try_into().ok()?)),
             _ => return None,
         })

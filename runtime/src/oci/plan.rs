@@ -8,12 +8,13 @@ mod refusals;
 use crate::facts::IdRange;
 use crate::oci::cgroup::{self, Groups, Settings};
 use crate::oci::config::Config;
+use crate::seccomp::{self, Cache, Program};
 use crate::step::Stop;
 use corebox_sys::mount::propagation;
 use corebox_sys::place::Node;
 use corebox_sys::process::ns;
 use mounts::PlannedMount;
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, Spec};
 use process::ProcessPlan;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,8 @@ pub(crate) struct Plan<'a> {
     /// Files below /proc/sys and their values.
     pub(crate) sysctl: Vec<(PathBuf, &'a str)>,
     pub(crate) process: ProcessPlan,
+    /// The filter of system calls.
+    pub(crate) filter: Option<Program>,
     pub(crate) groups: Groups,
     pub(crate) settings: Settings,
 }
@@ -99,11 +102,22 @@ pub(crate) fn plan<'a>(id: &'a str, config: &'a Config, facts: &cgroup::Facts) -
         devices: devices(linux)?,
         sysctl: sysctl(spec),
         process: process::plan(spec)?,
+        filter: filter(linux.seccomp().as_ref())?,
         settings: cgroup::settings(resources, &groups, facts)?,
         groups,
         namespaces,
         uid_map,
         gid_map,
+    })
+}
+
+/// The compiled seccomp profile.
+pub(crate) fn filter(profile: Option<&LinuxSeccomp>) -> Result<Option<Program>, Stop> {
+    let program = profile.map(|profile| seccomp::cached(profile, Cache::of_caller().as_ref())).transpose();
+    program.map_err(|error| {
+        let hint = error.hint();
+        let stop = Stop::new(format!("`linux.seccomp`: {error}"));
+        hint.map_or(stop.clone(), |hint| stop.hint(hint))
     })
 }
 

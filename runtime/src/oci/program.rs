@@ -1,12 +1,18 @@
 //! How a process inside becomes the program of its [`ProcessPlan`]: identity, privileges, limits, exec.
 
+use crate::oci::link::{self, Word};
 use crate::oci::plan::process::ProcessPlan;
+use crate::seccomp::{Program, notify};
 use crate::step::Stop;
 use corebox_spec::{Failure, exit};
+use corebox_sys::control::Socket;
 use corebox_sys::identity::{self, CapSet};
 use corebox_sys::process;
 use corebox_sys::user::Capability;
-use corebox_sys::{Errno, affinity, fs, scheduling};
+use corebox_sys::{Errno, affinity, fd, fs, scheduling, signal};
+use oci_spec::runtime::LinuxSeccomp;
+use serde_json::Value;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -62,8 +68,65 @@ fn set_groups(plan: &ProcessPlan) -> Result<(), Stop> {
     Err(Stop::new("`process.user.additionalGids`: this user namespace denies setting groups"))
 }
 
+/// The last privileged steps before the exec: capabilities, no_new_privs, and the filter of system calls, which needs
+/// one of both. What a filter forbids is forbidden from then on, to us too.
+pub(crate) fn restrict(plan: &ProcessPlan, filter: Option<&Program>, socket: &Socket) -> Result<(), Stop> {
+    signal::unblock_all(&[])?;
+    if plan.no_new_privileges {
+        process::no_new_privileges()?;
+        drop_privileges(plan)?;
+        return install(filter, socket);
+    }
+    install(filter, socket)?;
+    drop_privileges(plan)
+}
+
+fn install(filter: Option<&Program>, socket: &Socket) -> Result<(), Stop> {
+    let Some(filter) = filter else { return Ok(()) };
+    let Some(listener) = filter.install()? else { return Ok(()) };
+    link::say(socket, &Word::Listener(listener.as_raw_fd()))?;
+    // Until the other side has taken the descriptor out of us. Only read(2): see `crate::seccomp::notify`.
+    Ok(fd::read_byte(socket)?)
+}
+
+/// On the other side: waits until a process has become its program, and serves its filter on the way. Returns why it has
+/// not.
+pub(crate) fn await_exec(
+    socket: &Socket,
+    pidfd: &OwnedFd,
+    pid: i32,
+    profile: Option<&LinuxSeccomp>,
+    state: &Value,
+) -> Result<Option<Failure>, Stop> {
+    loop {
+        match link::hear(socket)? {
+            Some(Word::Failed(failure)) => return Ok(Some(failure)),
+            Some(Word::Listener(number)) => hand_over(number, pidfd, pid, profile, state, socket)?,
+            Some(_) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+/// On the other side: takes the listener out of the process behind `pidfd` and sends it to its agent.
+fn hand_over(
+    listener: i32,
+    pidfd: &OwnedFd,
+    pid: i32,
+    profile: Option<&LinuxSeccomp>,
+    state: &Value,
+    socket: &Socket,
+) -> Result<(), Stop> {
+    let taken = corebox_sys::seccomp::take_descriptor(pidfd, listener)?;
+    if let Some(profile) = profile {
+        let state = crate::oci::state::of_specification(state)?;
+        notify::send(profile, &taken, pid, state).map_err(|e| Stop::from(e).about("`linux.seccomp.listenerPath`"))?;
+    }
+    Ok(link::say(socket, &Word::Ready)?)
+}
+
 /// Sets the five capability sets to what is planned.
-pub(crate) fn drop_privileges(plan: &ProcessPlan) -> Result<(), Stop> {
+fn drop_privileges(plan: &ProcessPlan) -> Result<(), Stop> {
     let sets = &plan.capabilities;
     let within = |wanted: &[Capability], held: &[Capability]| -> Vec<Capability> {
         wanted.iter().copied().filter(|c| held.contains(c)).collect()

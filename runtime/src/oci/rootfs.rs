@@ -48,7 +48,7 @@ impl Root {
     fn one(&mut self, index: usize, mount: &PlannedMount, plan: &Plan<'_>, sources: &Sources) -> Result<(), Stop> {
         let what = mount.target.display();
         match &mount.what {
-            What::Cgroup => return super::cgroup_mount::mount(self, mount, plan),
+            What::Cgroup => super::cgroup_mount::mount(self, mount, plan),
             What::Bind { .. } => {
                 let Some((tree, directory)) = &sources.binds[index] else { return Ok(()) };
                 let at = self.place(&mount.target, *directory)?;
@@ -272,8 +272,12 @@ fn propagate(tree: &OwnedFd, mount: &PlannedMount) -> Result<(), Stop> {
 /// Copies what a tmpfs is going to hide into it (`tmpcopyup`).
 fn copy_up(hidden: &OwnedFd, tmpfs: &OwnedFd) -> Result<(), Stop> {
     let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
+    // The program names them by their numbers.
+    let shared = |on: bool| [hidden, tmpfs].into_iter().try_for_each(|fd| fd::set_cloexec(fd, on));
+    shared(false)?;
     // GNU or busybox: both keep modes, owners, times and links with -a.
     let copied = std::process::Command::new("cp").arg("-a").args([path(hidden), path(tmpfs)]).output();
+    shared(true)?;
     match copied {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(Stop::new(format!("`tmpcopyup`: {}", String::from_utf8_lossy(&output.stderr).trim()))),

@@ -6,6 +6,7 @@ use crate::oci::state::Status;
 use crate::oci::{hooks, life};
 use corebox_spec::{Failure, Outcome};
 use corebox_sys::signal::Signals;
+use oci_spec::runtime::Spec;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -38,13 +39,14 @@ pub fn run(asked: &Create, detach: bool, times: impl FnOnce(&[(String, u64)])) -
         }
         _ => open_console(terminal, path),
     })?;
-    let result = made.wait_running();
+    let spec = made.directory.kept().map_err(|stop| stop.during(&asked.id, "reading the kept config.json", "exec"))?;
+    let result = made.wait_running(&spec);
     times(&made.times);
     if let Err(failure) = result {
         let _ = life::delete(&asked.root, &asked.id, true);
         return Err(failure);
     }
-    after_start(&made);
+    after_start(&made, &spec);
     let Some(signals) = signals else { return Ok(Ran::Detached) };
     let outcome = attend(&made.pidfd, &signals, reception);
     let said = life::delete(&asked.root, &asked.id, true)?;
@@ -52,8 +54,7 @@ pub fn run(asked: &Create, detach: bool, times: impl FnOnce(&[(String, u64)])) -
     outcome.map(Ran::Ended)
 }
 
-fn after_start(made: &Made) {
-    let Ok(spec) = made.directory.kept() else { return };
+fn after_start(made: &Made, spec: &Spec) {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
     for words in hooks::run_all("poststart", hooks, &made.record.state(Status::Running)) {
         eprintln!("warning: {words}");

@@ -203,7 +203,7 @@ fn remove(path: &Path, groups: &Groups) {
     crate::oci::cgroup::remove(groups);
     // Renamed first, so that a directory half removed is not taken for a container.
     let gone = path.with_file_name(format!(".{}.gone", path.file_name().unwrap_or_default().to_string_lossy()));
-    let _ = std::fs::rename(path, &gone);
+    let _ = corebox_sys::fs::rename(path, &gone);
     let _ = std::fs::remove_dir_all(&gone);
 }
 
@@ -244,4 +244,9 @@ impl Record {
 pub(crate) fn all(root: &Path) -> Result<Vec<(StateDirectory, Record)>, Stop> {
     let names = fs::list(root)?;
     Ok(names.iter().filter(|id| !id.starts_with('.')).filter_map(|id| StateDirectory::open(root, id).ok()).collect())
+}
+
+/// The same in the specification's own type, for the agent of a seccomp listener.
+pub(crate) fn of_specification(state: &Value) -> Result<oci_spec::runtime::State, Stop> {
+    serde_json::from_value(state.clone()).map_err(|e| Stop::new(format!("the state of the container: {e}")))
 }

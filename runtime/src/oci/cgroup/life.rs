@@ -207,3 +207,15 @@ fn remove_below(directory: &Path) {
         }
     }
 }
+
+/// Version 1 takes a memory limit only below that of memory and swap together: the one that moves away goes first.
+pub(crate) fn order_for_update(groups: &Groups, settings: &mut Settings) {
+    let at = |name: &str| settings.files.iter().position(|s| s.file == name);
+    let (Some(limit), Some(both)) = (at("memory.limit_in_bytes"), at("memory.memsw.limit_in_bytes")) else { return };
+    let Some(group) = groups.directories.get(settings.files[limit].group) else { return };
+    let number = |text: &str| text.trim().parse::<i64>().map_or(i64::MAX, |n| if n < 0 { i64::MAX } else { n });
+    let now = fs::read_to_string(group.path.join("memory.memsw.limit_in_bytes")).map_or(i64::MAX, |text| number(&text));
+    if number(&settings.files[limit].value) > now {
+        settings.files.swap(limit, both);
+    }
+}

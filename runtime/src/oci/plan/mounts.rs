@@ -166,6 +166,20 @@ const ATTRIBUTES: [(&str, u64, bool); 20] = [
     ("defaults", 0, true),
 ];
 
+/// Every option that is not left to the file system.
+pub(crate) fn option_names() -> Vec<String> {
+    let mut names: Vec<String> =
+        ["bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount"].map(str::to_owned).to_vec();
+    for name in ATTRIBUTES.iter().map(|(name, ..)| *name).chain(PROPAGATION.iter().map(|(name, _)| *name)) {
+        names.push(name.to_owned());
+        if !["async", "defaults"].contains(&name) {
+            names.push(format!("r{name}"));
+        }
+    }
+    names.sort();
+    names
+}
+
 const PROPAGATION: [(&str, u64); 4] = [
     ("shared", propagation::SHARED),
     ("slave", propagation::SLAVE),

@@ -60,7 +60,8 @@ pub(super) fn check_namespaces(
             "a new user namespace needs both `linux.uidMappings` and `linux.gidMappings`: nobody would exist in it",
         ));
     }
-    if !namespaces.has(ns::USER) && !(uid_map.is_empty() && gid_map.is_empty()) {
+    let mapped = !uid_map.is_empty() || !gid_map.is_empty();
+    if mapped && !namespaces.has(ns::USER) {
         return Err(Stop::new("`linux.uidMappings` is set, and no user namespace is asked for"));
     }
     let linux = spec.linux().as_ref();
