@@ -1,16 +1,19 @@
-//! `corebox image`: make, list, look at and remove images.
+//! `corebox image`: fetch, make, list, look at and remove images.
 
-use corebox_images::{BootstrapRequest, Codec, Image, ImportRequest, Store};
+mod login;
+mod pull;
+
+use corebox_images::{BootstrapRequest, Codec, Config, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Make, list, look at and remove images.
+/// Fetch, make, list, look at and remove images.
 #[derive(clap::Args)]
 #[command(
-    about = "Make, list, look at and remove images",
+    about = "Fetch, make, list, look at and remove images",
     after_help = "Images are kept in $COREBOX_STORE if that is set; else root keeps them in /var/lib/corebox, other \
                   users in ~/.local/share/corebox, and they see root's as well."
 )]
@@ -23,6 +26,9 @@ pub struct Args {
 enum Command {
     Bootstrap(BootstrapArgs),
     Import(ImportArgs),
+    Pull(pull::PullArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     Ls(LsArgs),
     Inspect(InspectArgs),
     Rm(RmArgs),
@@ -148,6 +154,9 @@ pub fn run(args: Args) -> Result<u8, Failure> {
     match args.command {
         Command::Bootstrap(args) => bootstrap(&store, args),
         Command::Import(args) => import(&store, &args),
+        Command::Pull(args) => pull::run(&store, &args),
+        Command::Login(args) => login::login(&args),
+        Command::Logout(args) => login::logout(&args),
         Command::Ls(args) => list(&store, &args),
         Command::Inspect(args) => inspect(&store, &args),
         Command::Rm(args) => remove(&store, &args),
@@ -181,6 +190,7 @@ fn import(store: &Store, args: &ImportArgs) -> Result<u8, Failure> {
         source: args.source.clone(),
         keep_owner: args.keep_owner,
         codec: args.codec.into(),
+        max_unpacked: Config::load()?.max_unpacked,
     };
     let bar = progress_bar();
     bar.set_message("importing");
@@ -267,6 +277,11 @@ fn inspect(store: &Store, args: &InspectArgs) -> Result<u8, Failure> {
     ];
     let libraries = facts.mpi.iter().map(|mpi| format!("{} {} in {}", mpi.family.name(), mpi.version, mpi.library));
     lines.extend(libraries.map(|line| ("mpi", line)));
+    if let Some(origin) = &facts.origin {
+        lines.push(("manifest", origin.manifest.clone()));
+        lines.extend(origin.platform.clone().map(|line| ("platform", line)));
+        lines.extend(origin.signers.iter().map(|signer| ("signed by", signer.clone())));
+    }
     let config = &facts.config;
     lines.extend(config.env.iter().map(|pair| ("env", pair.clone())));
     let words = |words: &[String]| (!words.is_empty()).then(|| format!("{words:?}"));

@@ -4,13 +4,13 @@ use crate::directory::{Owners, flatten_directory};
 use crate::erofs::ErofsError;
 use crate::flatten::{Codec, FlattenError, Settings, flatten_layers, flatten_stream};
 use crate::inspect::Findings;
-use crate::layer::hex;
+use crate::layer::{Layer, hex};
 use crate::reference::ImageName;
 use crate::source::{Source, SourceError};
 use crate::squash::{self, SquashError};
 use crate::staging::Staging;
 use crate::store::{Image, Store};
-use corebox_spec::{Failure, ImageConfig, ImageFacts};
+use corebox_spec::{Failure, ImageConfig, ImageFacts, ImageOrigin};
 use corebox_sys::Error;
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
@@ -34,6 +34,39 @@ pub struct ImportRequest {
     pub keep_owner: bool,
     /// How the image file holds the contents.
     pub codec: Codec,
+    /// Bytes that one layer or archive may have when unpacked.
+    pub max_unpacked: u64,
+}
+
+/// What is known about an image besides its content.
+pub(crate) struct About {
+    pub config: ImageConfig,
+    /// Where it came from, in the user's words.
+    pub source: String,
+    pub origin: Option<ImageOrigin>,
+}
+
+impl About {
+    /// Something without a config, from anywhere but a registry.
+    fn plain(source: String) -> Self {
+        Self { config: ImageConfig::default(), source, origin: None }
+    }
+}
+
+/// Makes an image of layers.
+pub(crate) fn import_layers(
+    store: &Store,
+    goal: &str,
+    name: &ImageName,
+    layers: &[Layer],
+    about: About,
+    settings: Settings,
+    progress: &dyn Fn(u64),
+) -> Result<Image, Failure> {
+    let file = store.stage().map_err(|error| store_failure(goal, store, &error))?;
+    let findings = flatten_layers(layers, file.path(), settings, progress);
+    let findings = findings.map_err(|error| flatten_failure(goal, &error))?;
+    finish(store, goal, name, file, findings, about)
 }
 
 /// Imports a source. `progress` is told how many bytes of content were added, as they pass.
@@ -45,7 +78,8 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) ->
     let goal = format!("cannot import {} as `{}`", request.source.display(), request.name);
     let name = ImageName::parse(&request.name).map_err(|error| Failure::new(&goal, error))?;
     let settings = settings(&goal, request.codec)?;
-    let source = Source::open(&request.source).map_err(|error| refused(&goal, &error))?;
+    let mut source = Source::open(&request.source).map_err(|error| refused(&goal, &error))?;
+    source.limit(request.max_unpacked);
     let file = store.stage().map_err(|error| store_failure(&goal, store, &error))?;
     let (findings, config) = match &source {
         Source::Directory(root) => {
@@ -59,7 +93,7 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) ->
     };
     let findings = findings.map_err(|error| flatten_failure(&goal, &error))?;
     let said = request.source.to_string_lossy().into_owned();
-    finish(store, &goal, &name, file, findings, config, said)
+    finish(store, &goal, &name, file, findings, About { config, ..About::plain(said) })
 }
 
 /// What an archive from a pipe becomes.
@@ -86,7 +120,7 @@ pub(crate) fn import_stream(
     match flatten_stream(stream, file.path(), settings, progress) {
         Ok(findings) => {
             complete(Ok(()))?;
-            finish(store, goal, name, file, findings, ImageConfig::default(), source)
+            finish(store, goal, name, file, findings, About::plain(source))
         }
         Err(error) => {
             let failure = flatten_failure(goal, &error);
@@ -124,14 +158,21 @@ fn finish(
     name: &ImageName,
     file: Staging,
     findings: Findings,
-    config: ImageConfig,
-    source: String,
+    about: About,
 ) -> Result<Image, Failure> {
     let failed = |error: Error| store_failure(goal, store, &error);
     let (digest, size) = seal(file.path()).map_err(failed)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let facts =
-        ImageFacts { digest: digest.clone(), size, arch: findings.arch, mpi: findings.mpi, source, created, config };
+    let facts = ImageFacts {
+        digest: digest.clone(),
+        size,
+        arch: findings.arch,
+        mpi: findings.mpi,
+        source: about.source,
+        created,
+        config: about.config,
+        origin: about.origin,
+    };
     store.add(&file, &facts, name).map_err(failed)?;
     drop(file);
     store.find(&digest)

@@ -36,6 +36,31 @@ pub(crate) struct Layer {
     pub whiteouts: bool,
     /// How messages call it.
     pub label: String,
+    /// Bytes that it may have when unpacked: a few kilobytes can unpack to terabytes.
+    pub limit: u64,
+}
+
+/// Ends in an error instead of giving more bytes than allowed.
+pub(crate) struct Bounded<R> {
+    inner: R,
+    left: u64,
+    limit: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        match self.left.checked_sub(got as u64) {
+            Some(left) => self.left = left,
+            None => {
+                let limit = corebox_spec::format_size(self.limit);
+                return Err(io::Error::other(format!(
+                    "unpacked it has more than {limit} (`max-unpacked` in images.toml)"
+                )));
+            }
+        }
+        Ok(got)
+    }
 }
 
 /// A layer's bytes as stored, hashed on the way if that is wanted.
@@ -106,7 +131,7 @@ impl Compression {
 }
 
 /// A layer being read.
-pub(crate) type LayerReader = TarReader<Unpacked<BufReader<Stored>>>;
+pub(crate) type LayerReader = TarReader<Bounded<Unpacked<BufReader<Stored>>>>;
 
 impl Layer {
     fn open(&self) -> Result<LayerReader, LayerError> {
@@ -124,7 +149,8 @@ impl Layer {
                 return Err(LayerError::Compression { label: self.label.clone(), compression });
             }
         };
-        Ok(TarReader::new(unpacked, self.digest.is_some()))
+        let bounded = Bounded { inner: unpacked, left: self.limit, limit: self.limit };
+        Ok(TarReader::new(bounded, self.digest.is_some()))
     }
 
     /// Shows each entry to `visit`, then reads on to the end of the file and checks the digest.
@@ -142,7 +168,7 @@ impl Layer {
 
     fn check_digest(&self, tar: LayerReader) -> Result<(), LayerError> {
         let failed = |error: io::Error| LayerError::Tar(self.label.clone(), error.into());
-        let mut buffered = tar.drain().map_err(failed)?.into_inner();
+        let mut buffered = tar.drain().map_err(failed)?.inner.into_inner();
         // whatever follows the compressed stream belongs to the blob as well
         io::copy(&mut buffered, &mut io::sink()).map_err(failed)?;
         let Some((expected, hash)) = self.digest.clone().zip(buffered.into_inner().hash) else { return Ok(()) };

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod config;
 mod content;
 mod directory;
 mod entry;
@@ -19,9 +20,12 @@ pub mod fuse;
 mod import;
 mod inspect;
 mod layer;
+mod lease;
 pub mod mount;
 mod oci;
+mod platform;
 mod reference;
+mod registry;
 mod root_inode;
 mod source;
 mod squash;
@@ -33,7 +37,9 @@ mod tar_sparse;
 mod tree;
 
 pub use bootstrap::{BootstrapRequest, bootstrap};
+pub use config::{CONFIG_VARIABLE, Config, RegistryConfig};
 pub use flatten::Codec;
 pub use import::{ImportRequest, import};
 pub use reference::{ImageName, Reference, ReferenceError};
+pub use registry::{LoginRequest, PullEvent, PullRequest, login, logout, pull};
 pub use store::{Image, Listing, SITE_STORE, STORE_VARIABLE, Store};

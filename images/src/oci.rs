@@ -1,10 +1,11 @@
 //! OCI images (image-spec): a layout directory, or the same in an uncompressed tar, read in place.
 
 use crate::layer::{Layer, hex};
+use crate::platform::{self, Machine, Unfit};
 use crate::tar_reader::{TarError, TarReader};
 use corebox_spec::ImageConfig;
 use corebox_sys::Error;
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
@@ -35,18 +36,12 @@ pub(crate) enum OciError {
     Size { what: String, expected: u64, got: u64 },
     #[error("{what} has the digest sha256:{got} instead of sha256:{expected}")]
     Digest { what: String, expected: String, got: String },
-    #[error("it holds no image for {wanted}; it has: {}", list(.has))]
-    Platform { wanted: String, has: Vec<String> },
-    #[error("it holds several images for {wanted}: {}", list(.has))]
-    Ambiguous { wanted: String, has: Vec<String> },
+    #[error("it {0}")]
+    Platform(#[from] Unfit),
     #[error("indexes are nested more than {MAX_NESTING} deep")]
     Nesting,
     #[error("it is an artifact of type {0}, not an image")]
     Artifact(String),
-}
-
-fn list(words: &[String]) -> String {
-    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }
 
 /// Where the blobs are.
@@ -96,72 +91,50 @@ fn members(path: &Path) -> Result<HashMap<Vec<u8>, (u64, u64)>, OciError> {
 fn open(blobs: &Blobs) -> Result<OciImage, OciError> {
     let index = blobs.whole("index.json", None)?;
     let index: ImageIndex = parse("index.json", &index)?;
-    let wanted = platform();
-    let manifest = choose(blobs, index.manifests(), &wanted, 0)?;
+    let manifest = choose(blobs, index.manifests(), &Machine::this(), 0)?;
     let bytes = blobs.json_blob(&manifest, "the manifest")?;
     let manifest: ImageManifest = parse("the manifest", &bytes)?;
-    if let Some(kind) = manifest.artifact_type() {
-        return Err(OciError::Artifact(kind.to_string()));
-    }
-    let config = blobs.json_blob(manifest.config(), "the image config")?;
-    let config: ImageConfiguration = parse("the image config", &config)?;
+    refuse_artifact(&manifest)?;
+    let config = config_of(&blobs.json_blob(manifest.config(), "the image config")?)?;
     let mut layers = Vec::new();
     for (number, descriptor) in manifest.layers().iter().enumerate() {
         layers.push(blobs.layer(descriptor, number + 1, manifest.layers().len())?);
     }
-    Ok(OciImage { layers, config: config_of(&config) })
+    Ok(OciImage { layers, config })
 }
 
-/// Architecture of this machine in Go's words, which OCI uses.
-fn platform() -> String {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "loongarch64" => "loong64",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-        other => other,
-    };
-    format!("linux/{arch}")
+/// Refuses what is stored like an image and is none (a chart, a signature, …).
+pub(crate) fn refuse_artifact(manifest: &ImageManifest) -> Result<(), OciError> {
+    match manifest.artifact_type() {
+        Some(kind) => Err(OciError::Artifact(kind.to_string())),
+        None => Ok(()),
+    }
 }
 
-/// Chooses the manifest for this machine. A single one is taken whatever it says: that is what was packed.
-fn choose(blobs: &Blobs, all: &[Descriptor], wanted: &str, depth: usize) -> Result<Descriptor, OciError> {
+/// Follows indexes down to the manifest for a machine.
+fn choose(blobs: &Blobs, all: &[Descriptor], machine: &Machine, depth: usize) -> Result<Descriptor, OciError> {
     if depth > MAX_NESTING {
         return Err(OciError::Nesting);
     }
-    // what `docker buildx` attaches (provenance, SBOM) has the platform unknown/unknown
-    let images: Vec<_> = all.iter().filter(|d| d.platform().as_ref().is_none_or(|p| *p.os() == Os::Linux)).collect();
-    let named = |d: &&Descriptor| d.platform().as_ref().map(|p| format!("{}/{}", p.os(), p.architecture()));
-    let fitting: Vec<_> = match images.len() {
-        1 => images.clone(),
-        _ => images.iter().filter(|d| named(d).is_none_or(|platform| platform == wanted)).copied().collect(),
-    };
-    match fitting[..] {
-        [one] if *one.media_type() == MediaType::ImageIndex || is_docker_list(one) => {
-            let bytes = blobs.json_blob(one, "an index")?;
-            let index: ImageIndex = parse("an index", &bytes)?;
-            choose(blobs, index.manifests(), wanted, depth + 1)
-        }
-        [one] => Ok(one.clone()),
-        [] => Err(OciError::Platform { wanted: wanted.to_owned(), has: images.iter().filter_map(named).collect() }),
-        _ => Err(OciError::Ambiguous {
-            wanted: wanted.to_owned(),
-            has: fitting.iter().map(|d| d.digest().to_string()).collect(),
-        }),
+    let one = platform::choose(all, machine)?;
+    if *one.media_type() == MediaType::ImageIndex || is_docker_list(one) {
+        let bytes = blobs.json_blob(one, "an index")?;
+        let index: ImageIndex = parse("an index", &bytes)?;
+        return choose(blobs, index.manifests(), machine, depth + 1);
     }
+    Ok(one.clone())
 }
 
-fn is_docker_list(descriptor: &Descriptor) -> bool {
+pub(crate) fn is_docker_list(descriptor: &Descriptor) -> bool {
     descriptor.media_type().to_string() == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
-fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, OciError> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, OciError> {
     serde_json::from_slice(json).map_err(|error| OciError::Json(what.to_owned(), error.to_string()))
 }
 
 /// The digits of a `sha256:…` digest.
-fn digits(descriptor: &Descriptor) -> Result<String, OciError> {
+pub(crate) fn digits(descriptor: &Descriptor) -> Result<String, OciError> {
     let text = descriptor.digest().to_string();
     match text.strip_prefix("sha256:") {
         Some(hex) if crate::reference::is_full_digest(hex) => Ok(hex.to_owned()),
@@ -216,16 +189,23 @@ impl Blobs {
 
     /// Locates a layer; its digest is checked whenever it is read.
     fn layer(&self, descriptor: &Descriptor, number: usize, of: usize) -> Result<Layer, OciError> {
-        let media = descriptor.media_type().to_string();
-        if !media.contains("tar") {
-            return Err(OciError::Artifact(media));
-        }
-        let hex = digits(descriptor)?;
+        let hex = layer_digits(descriptor)?;
         let (file, offset, length) = self.place(&format!("blobs/sha256/{hex}"))?;
-        let label = format!("layer {number} of {of} (sha256:{})", &hex[..12]);
+        let label = layer_label(&hex, number, of);
         check_size(&label, Some(descriptor.size()), length)?;
-        Ok(Layer { file, offset, length, digest: Some(hex), whiteouts: true, label })
+        Ok(Layer { file, offset, length, digest: Some(hex), whiteouts: true, label, limit: u64::MAX })
     }
+}
+
+/// The digits of the digest of what must be a layer.
+pub(crate) fn layer_digits(descriptor: &Descriptor) -> Result<String, OciError> {
+    let media = descriptor.media_type().to_string();
+    if media.contains("tar") { digits(descriptor) } else { Err(OciError::Artifact(media)) }
+}
+
+/// How messages call a layer.
+pub(crate) fn layer_label(hex: &str, number: usize, of: usize) -> String {
+    format!("layer {number} of {of} (sha256:{})", &hex[..12])
 }
 
 fn check_size(what: &str, expected: Option<u64>, got: u64) -> Result<(), OciError> {
@@ -235,15 +215,17 @@ fn check_size(what: &str, expected: Option<u64>, got: u64) -> Result<(), OciErro
     }
 }
 
-fn config_of(config: &ImageConfiguration) -> ImageConfig {
-    let Some(config) = config.config() else { return ImageConfig::default() };
+/// The process defaults of an image config.
+pub(crate) fn config_of(json: &[u8]) -> Result<ImageConfig, OciError> {
+    let config: ImageConfiguration = parse("the image config", json)?;
+    let Some(config) = config.config() else { return Ok(ImageConfig::default()) };
     let words = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
     let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    ImageConfig {
+    Ok(ImageConfig {
         env: words(config.env()),
         entrypoint: words(config.entrypoint()),
         cmd: words(config.cmd()),
         working_dir: text(config.working_dir()),
         user: text(config.user()),
-    }
+    })
 }

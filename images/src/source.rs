@@ -29,6 +29,15 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// Sets how much each layer may have when unpacked.
+    pub(crate) fn limit(&mut self, limit: u64) {
+        match self {
+            Self::Directory(_) => {}
+            Self::Tar(layer) => layer.limit = limit,
+            Self::Oci(image) => image.layers.iter_mut().for_each(|layer| layer.limit = limit),
+        }
+    }
+
     /// Looks at a path and says what it is.
     pub(crate) fn open(path: &Path) -> Result<Self, SourceError> {
         let shown = || path.display().to_string();
@@ -59,6 +68,7 @@ impl Source {
             digest: None,
             whiteouts: false,
             label,
+            limit: u64::MAX,
         }))
     }
 }

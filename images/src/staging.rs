@@ -105,19 +105,19 @@ pub(crate) fn sweep(directory: &Path) {
 
 /// The process that writes a temporary file.
 #[derive(Debug, PartialEq, Eq)]
-struct Owner {
-    host: String,
+pub(crate) struct Owner {
+    pub(crate) host: String,
     /// First digits of the boot id: a process id means nothing after a reboot.
     boot: String,
     /// Number of the pid namespace: a process id means nothing in another one.
     namespace: u64,
-    pid: u32,
+    pub(crate) pid: u32,
     /// Start time in clock ticks since boot (field 22 of proc_pid_stat(5)): process ids are used again.
     start: u64,
 }
 
 impl Owner {
-    fn own() -> Result<Self> {
+    pub(crate) fn own() -> Result<Self> {
         let host = nix::unistd::gethostname()
             .map_err(|errno| Error::new("gethostname", "this host", errno))?
             .to_string_lossy()
@@ -136,7 +136,7 @@ impl Owner {
         })
     }
 
-    fn of_file(name: &str) -> Option<Self> {
+    pub(crate) fn of_file(name: &str) -> Option<Self> {
         let mut parts = name.split(',');
         let owner = Self {
             host: parts.next()?.to_owned(),
@@ -149,7 +149,7 @@ impl Owner {
     }
 
     /// Whether the process has certainly ended; `None` if that cannot be told from here.
-    fn is_gone(&self, here: &Self) -> Option<bool> {
+    pub(crate) fn is_gone(&self, here: &Self) -> Option<bool> {
         if self.host != here.host {
             return None;
         }

@@ -4,6 +4,9 @@
 //! ROOT/blobs/sha256/HEX.erofs  the image, never changed (0444); HEX.sqsh if it is compressed
 //! ROOT/facts/HEX.json          what was found out about it (corebox_spec::ImageFacts)
 //! ROOT/names/NAME:TAG          a small file that holds `sha256:HEX`
+//! ROOT/origins/KEY             digest of the image that a pull with this key made
+//! ROOT/layers/…                layers being downloaded (see registry/layer_file.rs)
+//! ROOT/leases/KEY              who is pulling (see lease.rs)
 //! ROOT/tmp/…                   files being written
 //! ```
 //!
@@ -12,6 +15,7 @@
 
 use crate::mount::Format;
 use crate::reference::{ImageName, Reference, is_full_digest};
+use crate::registry::sweep_layers;
 use crate::staging::{self, Staging};
 use corebox_spec::{Failure, ImageFacts};
 use corebox_sys::{Error, fs};
@@ -116,7 +120,7 @@ impl Store {
                 },
             };
             if let Some(digits) = found {
-                return load(root, &digits, &goal);
+                return self.load(root, &digits, &goal);
             }
         }
         Err(self.unknown(goal, reference))
@@ -135,7 +139,7 @@ impl Store {
                 digests.insert(hex, ());
             }
             for hex in digests.keys() {
-                match load(root, hex, goal) {
+                match self.load(root, hex, goal) {
                     Ok(image) => listing.images.push(image),
                     Err(failure) => listing.broken.push(failure),
                 }
@@ -183,14 +187,60 @@ impl Store {
         Ok(if removed { vec![format!("sha256:{hex}")] } else { Vec::new() })
     }
 
-    /// Prepares the store for an import: its directories exist, leftovers of killed processes are gone.
+    /// Prepares the store for an import and makes a file for it.
     pub(crate) fn stage(&self) -> Result<Staging, Error> {
+        self.prepare()?;
+        Staging::new(&self.root().join("tmp"))
+    }
+
+    /// Makes the store's directories, as open to others as its root is, and removes leftovers of killed processes.
+    pub(crate) fn prepare(&self) -> Result<(), Error> {
         let root = self.root();
-        for directory in ["blobs/sha256", "facts", "names", "tmp"] {
-            fs::create_dir_all(root.join(directory))?;
+        fs::create_dir_all(root)?;
+        let mode = std::fs::metadata(root).map_err(|error| Error::io("stat", root.display(), &error))?.permissions();
+        for directory in ["blobs", "blobs/sha256", "facts", "names", "origins", "layers", "leases", "tmp"] {
+            let path = root.join(directory);
+            match std::fs::create_dir(&path) {
+                // the umask must not close to the group what the administrator opened to it
+                Ok(()) => std::fs::set_permissions(&path, mode.clone()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => Err(error),
+            }
+            .map_err(|error| Error::io("mkdir", path.display(), &error))?;
         }
         staging::sweep(&root.join("tmp"));
-        Staging::new(&root.join("tmp"))
+        sweep_layers(&root.join("layers"), false);
+        Ok(())
+    }
+
+    /// Whether a pull with this key has made an image that is still there.
+    pub(crate) fn has_origin(&self, key: &str) -> bool {
+        self.by_origin(key).is_some()
+    }
+
+    fn by_origin(&self, key: &str) -> Option<String> {
+        self.roots.iter().find_map(|root| {
+            let path = root.join("origins").join(key);
+            let hex = digest_of(&path, &fs::read(&path).ok()?, "").ok()?;
+            (blob_path(root, &hex).exists() && facts_path(root, &hex).exists()).then_some(hex)
+        })
+    }
+
+    /// Gives the image that a pull with this key has made (in any store that is searched) this name.
+    pub(crate) fn adopt(&self, key: &str, name: &ImageName) -> Result<Option<Image>, Error> {
+        let Some(hex) = self.by_origin(key) else { return Ok(None) };
+        let target = name_path(self.root(), name);
+        // nothing is written if there is nothing to say: the store may be another's
+        if named(self.root(), name, "").ok().flatten().as_ref() != Some(&hex) {
+            self.prepare()?;
+            self.publish(&target, format!("sha256:{hex}\n").as_bytes())?;
+        }
+        Ok(self.find(&format!("sha256:{hex}")).ok())
+    }
+
+    /// Remembers which image a pull with this key has made.
+    pub(crate) fn set_origin(&self, key: &str, digest: &str) -> Result<(), Error> {
+        self.publish(&self.root().join("origins").join(key), format!("{digest}\n").as_bytes())
     }
 
     /// Takes a finished image file into the store under a name.
@@ -211,6 +261,12 @@ impl Store {
             }
         }
         Err(Error::new("link", blob.display(), Errno::EBUSY))
+    }
+
+    /// An image that a store names; a user's name may mean an image of the site's store.
+    fn load(&self, root: &Path, hex: &str, goal: &str) -> Result<Image, Failure> {
+        let holder = self.roots.iter().find(|root| blob_path(root, hex).exists()).map_or(root, PathBuf::as_path);
+        load(if blob_path(root, hex).exists() { root } else { holder }, hex, goal)
     }
 
     fn publish(&self, target: &Path, content: &[u8]) -> Result<(), Error> {
@@ -396,7 +452,26 @@ fn remove_unnamed(root: &Path, hex: &str, goal: &str) -> Result<bool, Failure> {
         return Ok(false);
     }
     remove_file(&facts_path(root, hex)).map_err(failed)?;
+    for (path, of) in origins(root, goal)? {
+        if of == hex {
+            remove_file(&path).map_err(failed)?;
+        }
+    }
     Ok(true)
+}
+
+/// All keys of pulls with the digits of the image they made.
+fn origins(root: &Path, goal: &str) -> Result<Vec<(PathBuf, String)>, Failure> {
+    let directory = root.join("origins");
+    let mut found = Vec::new();
+    for key in entries(&directory, goal)? {
+        let path = directory.join(key);
+        // one that cannot be read, or is being replaced, is as good as none
+        if let Some(hex) = fs::read(&path).ok().and_then(|content| digest_of(&path, &content, goal).ok()) {
+            found.push((path, hex));
+        }
+    }
+    Ok(found)
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {

@@ -54,6 +54,20 @@ pub struct ImageConfig {
     pub user: Option<String>,
 }
 
+/// The image of a registry that an image file was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOrigin {
+    /// `host/path:tag` (or `@digest`) as it was resolved.
+    pub reference: String,
+    /// `sha256:…` of the manifest of this machine's image; what `@digest` pins.
+    pub manifest: String,
+    /// Platform of that manifest (`linux/amd64/v3`), if an index said it.
+    pub platform: Option<String>,
+    /// Who signed it, in the words of the policy, as far as signatures were checked.
+    #[serde(default)]
+    pub signers: Vec<String>,
+}
+
 /// Facts recorded when an image enters the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageFacts {
@@ -72,4 +86,7 @@ pub struct ImageFacts {
     pub created: u64,
     /// Process defaults.
     pub config: ImageConfig,
+    /// The image of a registry it was made from; `None` for other sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<ImageOrigin>,
 }

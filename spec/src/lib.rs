@@ -19,6 +19,6 @@ pub use edits::{Edits, EnvEdit, Mount, MountKind, Origin};
 pub use failure::{Failure, Outcome, exit};
 pub use hostlist::{HostListError, HostSlots, parse_hostfile, parse_hostlist};
 pub use idset::{IdSet, IdSetError};
-pub use image::{ImageConfig, ImageFacts, MpiFamily, MpiFound};
+pub use image::{ImageConfig, ImageFacts, ImageOrigin, MpiFamily, MpiFound};
 pub use job::{AppSpec, BindTo, JobSpec, Level, MapBy, OutputMode, PmiChoice, RankBy, RemoteShell};
 pub use size::{SizeError, format_size, parse_duration, parse_size};
