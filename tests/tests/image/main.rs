@@ -2,6 +2,7 @@
 //! nothing behind.
 
 mod bootstrap;
+mod faithful;
 mod faults;
 mod hostile;
 mod import;

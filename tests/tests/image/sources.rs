@@ -1,7 +1,7 @@
 //! Archives written byte by byte, so that they can hold what no archiver would write.
 
 use sha2::{Digest, Sha256};
-use std::io::Write;
+use std::io::{Read, Write};
 use tar::{EntryType, Header};
 
 /// A tar being written.
@@ -113,6 +113,17 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
+/// A layer without its compression.
+fn unpacked(layer: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    match layer {
+        [0x1f, 0x8b, ..] => drop(flate2::read::GzDecoder::new(layer).read_to_end(&mut plain).unwrap()),
+        [0x28, 0xb5, ..] => plain = zstd::decode_all(layer).unwrap(),
+        _ => plain.extend_from_slice(layer),
+    }
+    plain
+}
+
 pub fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -138,11 +149,12 @@ impl Layout {
         };
         let mut manifests = Vec::new();
         for (arch, layers, config) in images {
+            let diff_ids: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", digest(&unpacked(layer)))).collect();
             let layers: Vec<_> =
                 layers.iter().map(|layer| blob("application/vnd.oci.image.layer.v1.tar+gzip", layer.clone())).collect();
             let config = serde_json::json!({
                 "architecture": arch.unwrap_or("amd64"), "os": "linux", "config": config,
-                "rootfs": {"type": "layers", "diff_ids": []}
+                "rootfs": {"type": "layers", "diff_ids": diff_ids}
             });
             let config = blob("application/vnd.oci.image.config.v1+json", config.to_string().into_bytes());
             let manifest = serde_json::json!({
@@ -150,6 +162,8 @@ impl Layout {
                 "config": config, "layers": layers
             });
             let mut manifest = blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+            // how umoci finds it
+            manifest["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": "env"});
             if let Some(arch) = arch {
                 manifest["platform"] = serde_json::json!({"architecture": arch, "os": "linux"});
             }
