@@ -20,7 +20,13 @@ fn image() -> Vec<u8> {
     (0..200).for_each(|n| file(&format!("a/b/{n:03}-{}", "x".repeat(n % 50)), b""));
     std::os::unix::fs::symlink("a/b", root.join("link")).unwrap();
     let store = Store::at(directory.join("store"));
-    let request = ImportRequest { name: "x".into(), source: root.clone(), keep_owner: false, codec: Codec::None };
+    let request = ImportRequest {
+        name: "x".into(),
+        source: root.clone(),
+        keep_owner: false,
+        codec: Codec::None,
+        max_unpacked: 1 << 30,
+    };
     let path: PathBuf = import(&store, &request, &|_| {}).unwrap().path;
     let bytes = corebox_sys::fs::read(path).unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
