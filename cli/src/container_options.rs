@@ -2,7 +2,10 @@
 
 use clap::ValueEnum;
 use corebox_runtime::environment;
-use corebox_spec::{Bind, ContainerSpec, Failure, IdSet, Limits, NetMode, RootfsMode, Tmpfs, parse_size};
+use corebox_spec::network::NetCores;
+use corebox_spec::{
+    Bind, ContainerSpec, Failure, IdSet, Limits, NetArgument, NetworkSpec, RootfsMode, Tmpfs, parse_size,
+};
 use std::path::{Component, Path, PathBuf};
 
 /// Options of the container.
@@ -19,9 +22,14 @@ pub struct ContainerOptions {
     /// Let the image be written to, in memory, for this run; at most SIZE.
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     writable: Option<String>,
-    /// Network: the host's, or none but a loopback interface.
-    #[arg(long, value_enum, default_value = "host", value_name = "NET")]
-    net: NetName,
+    /// Network: host (default), none, netns:PATH, a network of the site, or an interface of its own: veth, macvlan,
+    /// ipvlan, netkit, phys:IF, sriov:IF, each with `:OPTION,…` (see `corebox net --help`). Repeatable for interfaces.
+    #[arg(long, value_name = "NET", value_parser = str::parse::<NetArgument>)]
+    net: Vec<NetArgument>,
+    /// CPUs that do the kernel's work for the container's interfaces: `near` for those that share a cache with the
+    /// container's and are not its own, or a set such as 4-7.
+    #[arg(long, value_name = "CPUS", default_value = "kernel", value_parser = str::parse::<NetCores>)]
+    net_cores: NetCores,
     /// Host name inside.
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -65,12 +73,6 @@ enum RootfsName {
     Unpack,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum NetName {
-    Host,
-    None,
-}
-
 impl ContainerOptions {
     /// What was asked of the container, with the environment of a job; `run` takes more of its caller.
     ///
@@ -83,6 +85,7 @@ impl ContainerOptions {
             Some("") => Some(None),
             Some(size) => Some(Some(parse_size(size).map_err(|e| wrong(format!("--writable: {e}")))?)),
         };
+        let (net, network) = NetworkSpec::of(&self.net).map_err(|e| wrong(format!("--net: {e}")))?;
         Ok(ContainerSpec {
             name: String::new(),
             as_root: self.as_root,
@@ -93,10 +96,8 @@ impl ContainerOptions {
                 RootfsName::Unpack => RootfsMode::Unpack,
             },
             writable,
-            net: match self.net {
-                NetName::Host => NetMode::Host,
-                NetName::None => NetMode::None,
-            },
+            net,
+            network: NetworkSpec { cores: self.net_cores.clone(), busy: self.cpus.clone(), ..network },
             hostname: self.hostname.clone(),
             shm_size: self.shm_size,
             binds: self.volumes.iter().map(absolute).collect(),

@@ -4,6 +4,7 @@ mod container_options;
 mod host;
 mod image;
 mod mpirun;
+mod net;
 mod oci;
 mod reference;
 mod run;
@@ -24,6 +25,7 @@ struct Cli {
 enum Command {
     Host(host::Args),
     Image(image::Args),
+    Net(net::Args),
     Run(run::Args),
     Mpirun(Box<mpirun::Args>),
     Oci(Box<oci::Args>),
@@ -38,6 +40,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args),
+        Command::Net(args) => net::run(args),
         Command::Run(args) => run::run(args),
         Command::Mpirun(args) => mpirun::run(*args),
         Command::Oci(args) => oci::run(*args),

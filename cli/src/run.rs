@@ -64,7 +64,12 @@ fn decide(args: &Args) -> Result<(ContainerSpec, ContainerPlan), Failure> {
     let mut spec = args.container.spec()?;
     spec.name = args.name.clone().unwrap_or_else(|| short_name(&args.image));
     spec.caller_env = environment::for_run(caller_variables());
-    let plan = plan(&spec, &image, &HostFacts::find()?, &rdma_edits(&spec)?)?;
+    let network = corebox_net::planned(&spec.network, &spec.name, args.plan)?;
+    let facts = HostFacts::find()?;
+    let mut edits = rdma_edits(&spec)?;
+    edits.push(network.edits(spec.hostname.as_deref().unwrap_or(&facts.hostname), "", !edits.is_empty()));
+    let mut plan = plan(&spec, &image, &facts, &edits)?;
+    plan.network = network;
     Ok((spec, plan))
 }
 

@@ -102,6 +102,9 @@ pub struct NodeFacts {
     pub host: corebox_host::Host,
     /// Addresses other agents may reach this one by.
     pub addresses: Vec<SocketAddr>,
+    /// How other nodes know this one, for the containers' networks; the first is preferred.
+    #[serde(default)]
+    pub network: Vec<corebox_spec::network::Peer>,
 }
 
 /// One rank, decided.

@@ -1,88 +1,135 @@
-//! The container's network.
+//! The container's network: `host`, `none`, and interfaces of every kind that the kernel has.
 //!
-//! Today: `host` (the host's namespace, nothing to do) and `none` (an own namespace with the loopback interface up).
-//! veth, macvlan, ipvlan, physical and SR-IOV interfaces come with the networking issue.
+//! [`decide`] looks at the host, the site's networks and who asks, and changes nothing; [`reserve`] takes addresses;
+//! [`attach`] makes the interfaces, from outside, between the container's clone and its start. What goes wrong in between
+//! leaves nothing: interfaces are born in the container's network namespace, programs and rules hang on descriptors, and
+//! the rest is written down before it is made ([`state`]) and taken back by whoever comes next ([`sweep`]).
 #![forbid(unsafe_code)]
 
-use corebox_sys::{Error, Result};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::errno::Errno;
+mod address;
+pub mod admin;
+mod assembler;
+mod attach;
+mod borrow;
+mod cores;
+mod edits;
+mod error;
+mod fast_path;
+mod host;
+mod lease;
+mod link;
+mod nat;
+mod netlink;
+mod nft;
+mod plan;
+mod pool;
+mod routed;
+mod shape;
+pub mod site;
+pub mod site_edit;
+mod sriov;
+mod state;
 
-/// `RTM_NEWLINK` of linux/rtnetlink.h.
-const RTM_NEWLINK: u16 = 16;
-/// `NLMSG_ERROR` of linux/netlink.h: also the positive answer, with code 0.
-const NLMSG_ERROR: u16 = 2;
-/// `NLM_F_REQUEST | NLM_F_ACK`.
-const FLAGS: u16 = 0x1 | 0x4;
+pub use attach::{Attached, attach};
+pub use error::{Error, Result};
+pub use host::node_addresses;
+pub use link::{Counters, Link};
+pub use plan::{Attachment, InterfacePlan, NetworkPlan, Routed, decide, reserve};
+pub use pool::Share;
+pub use site_edit::New;
+
+use corebox_sys::netns::NetworkNamespace;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
 /// The loopback interface is the first one of every network namespace (net/core/dev.c).
-const LOOPBACK_INDEX: i32 = 1;
-/// `IFF_UP`.
-const IFF_UP: u32 = 1;
+const LOOPBACK_INDEX: u32 = 1;
 
-/// Brings up `lo` in the calling thread's network namespace (rtnetlink(7), `RTM_NEWLINK` with `IFF_UP`).
+/// Brings up `lo` in the calling thread's network namespace.
 ///
 /// # Errors
 /// What the kernel answers: EPERM without CAP_NET_ADMIN over the namespace.
-pub fn loopback_up() -> Result<()> {
-    let io = |call: &'static str| move |e: std::io::Error| Error::io(call, "route netlink socket", &e);
-    let mut socket = Socket::new(NETLINK_ROUTE).map_err(io("socket"))?;
-    socket.bind_auto().map_err(io("bind"))?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(io("connect"))?;
-    socket.send(&set_up_request(LOOPBACK_INDEX), 0).map_err(io("send"))?;
-    let (answer, _) = socket.recv_from_full().map_err(io("receive"))?;
-    answer_code(&answer).map_err(|errno| Error::new("set up interface", "lo", errno))
+pub fn loopback_up() -> corebox_sys::Result<()> {
+    link::set_up(&mut netlink::Netlink::open()?, LOOPBACK_INDEX, true, "lo")
 }
 
-/// struct nlmsghdr, struct ifinfomsg.
-fn set_up_request(index: i32) -> Vec<u8> {
-    let mut message = Vec::with_capacity(32);
-    message.extend(32u32.to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(FLAGS.to_ne_bytes());
-    message.extend(1u32.to_ne_bytes()); // sequence
-    message.extend(0u32.to_ne_bytes()); // to the kernel
-    message.extend([0, 0]); // AF_UNSPEC, padding
-    message.extend(0u16.to_ne_bytes()); // type
-    message.extend(index.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes()); // change mask
-    message
+/// Decides, and unless it is only for `show`ing, takes the addresses.
+///
+/// # Errors
+/// As a failure of starting the container.
+pub fn planned(
+    spec: &corebox_spec::NetworkSpec,
+    container: &str,
+    show: bool,
+) -> std::result::Result<NetworkPlan, corebox_spec::Failure> {
+    let plan = decide(spec).and_then(|mut plan| {
+        if !show {
+            reserve(&mut plan, container)?;
+        }
+        Ok(plan)
+    });
+    plan.map_err(|error| error.into_failure(&format!("cannot start container `{container}`")))
 }
 
-/// The code of an `NLMSG_ERROR` answer: 0 is the acknowledgement.
-fn answer_code(answer: &[u8]) -> std::result::Result<(), Errno> {
-    let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
-    let code = answer.get(16..20).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-    match (kind, code) {
-        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
-        (Some(NLMSG_ERROR), Some(code)) => Err(Errno::from_raw(code.wrapping_neg())),
-        _ => Err(Errno::EPROTO),
+/// A stay in the network namespace that a plan joins.
+#[derive(Debug)]
+pub struct Visit(Option<NetworkNamespace>);
+
+/// Enters the namespace that a plan joins, if it joins one: a child that is made there is born there.
+///
+/// # Errors
+/// What entering it says.
+pub fn visit(plan: &NetworkPlan) -> corebox_sys::Result<Visit> {
+    let Some(path) = &plan.namespace else { return Ok(Visit(None)) };
+    let (home, namespace) = (NetworkNamespace::current()?, NetworkNamespace::open(std::path::Path::new(path))?);
+    namespace.enter()?;
+    Ok(Visit(Some(home)))
+}
+
+impl Visit {
+    /// Returns; for the parent only, as the child is where it shall be.
+    ///
+    /// # Errors
+    /// What entering the own namespace says.
+    pub fn leave(self) -> corebox_sys::Result<()> {
+        self.0.map_or(Ok(()), |home| home.enter())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Takes back what containers left that are gone; what cannot be taken back yet stays written down.
+pub fn sweep() {
+    // A store that cannot be read or locked is reported by the next container that needs it, and by `corebox net check`.
+    let _ = state::sweep();
+}
 
-    #[test]
-    fn reads_the_kernels_answer() {
-        let answer = |kind: u16, code: i32| {
-            let mut bytes = vec![0; 4];
-            bytes.extend(kind.to_ne_bytes());
-            bytes.resize(16, 0);
-            bytes.extend(code.to_ne_bytes());
-            bytes
-        };
-        assert_eq!(answer_code(&answer(2, 0)), Ok(()));
-        assert_eq!(answer_code(&answer(2, -1)), Err(Errno::EPERM));
-        assert_eq!(answer_code(&answer(3, 0)), Err(Errno::EPROTO));
-        assert_eq!(answer_code(&[1]), Err(Errno::EPROTO));
+/// What the sweeper of a container holds to take its network back when corebox itself was killed.
+#[derive(Debug)]
+pub struct Guard {
+    owner: lease::Owner,
+    namespace: NetworkNamespace,
+}
+
+impl Guard {
+    /// For the container whose init is `pid`; `None` where there is nothing to take back.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn new(plan: &NetworkPlan, pid: i32) -> corebox_sys::Result<Option<Self>> {
+        if plan.interfaces.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self { owner: lease::Owner::of(pid)?, namespace: NetworkNamespace::of_process(pid)? }))
     }
 
-    #[test]
-    fn asks_for_exactly_one_flag() {
-        let request = set_up_request(1);
-        assert_eq!(request.len(), 32);
-        assert_eq!(&request[24..32], [1u32.to_ne_bytes(), 1u32.to_ne_bytes()].concat());
+    /// The descriptor that it must keep.
+    pub fn descriptor(&self) -> RawFd {
+        self.namespace.as_fd().as_raw_fd()
+    }
+
+    /// Takes everything back; the container's processes are dead.
+    pub fn run(self) {
+        attach::take_apart(&self.owner, &self.namespace);
+        state::forget(&self.owner);
+        drop(self.namespace);
+        sweep();
     }
 }

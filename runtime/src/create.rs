@@ -23,6 +23,7 @@ pub(crate) struct Created {
     pub(crate) pidfd: OwnedFd,
     pub(crate) cgroups: Cgroups,
     pub(crate) sweeper: Option<Sweeper>,
+    pub(crate) network: corebox_net::Attached,
     pub(crate) times: Vec<(String, u64)>,
 }
 
@@ -40,7 +41,7 @@ pub(crate) fn create(plan: &ContainerPlan, keep_fds: &[RawFd]) -> Result<(Create
         init::run(Inherited { plan, socket: theirs, image, keep_fds, ignored: init::ignored_signals() })
     };
     drop((theirs, image));
-    let mut created = Created { pid, pidfd, cgroups, sweeper: None, times: Vec::new() };
+    let mut created = Created { pid, pidfd, cgroups, sweeper: None, network: Default::default(), times: Vec::new() };
     match release(plan, &single, &ours, &mut steps, &mut created) {
         Ok(()) => {
             created.times = steps.times;
@@ -66,6 +67,10 @@ fn release(
     steps.run("limits", "setting resource limits", || set_limits(plan, pid))?;
     steps.run("sweeper", "starting the sweeper", || start_sweeper(plan, single, created))?;
     steps.run("cgroup", "creating the cgroup", || created.cgroups.create(&plan.cgroups, pid))?;
+    steps.run("network", "connecting the network", || {
+        created.network = corebox_net::attach(&plan.network, &plan.name, pid)?;
+        Ok(())
+    })?;
     steps.run("go", "releasing the container", || {
         for part in message::parts(&Order::Go)? {
             socket.send(&part, true)?;
@@ -81,6 +86,7 @@ impl Created {
         // Gone already is what is wanted.
         let _ = process::signal_pidfd(&self.pidfd, SIGKILL);
         let status = process::wait_pidfd(self.pidfd.as_fd()).ok();
+        self.network.detach();
         self.cgroups.remove();
         crate::sweeper::remove_paths(cleanup_paths);
         if let Some(sweeper) = self.sweeper.take() {
@@ -124,7 +130,13 @@ fn open_image(plan: &ContainerPlan) -> Result<OpenImage, Stop> {
 
 fn clone(plan: &ContainerPlan, single: &SingleThreaded) -> Result<Forked<(i32, OwnedFd)>, Stop> {
     let net = if plan.net == NetMode::None { ns::NET } else { 0 };
-    single.clone_into(ns::USER | ns::MOUNT | ns::PID | ns::IPC | ns::UTS | net).map_err(|e| {
+    let flags = ns::USER | ns::MOUNT | ns::PID | ns::IPC | ns::UTS | net;
+    let visit = corebox_net::visit(&plan.network)?;
+    let forked = single.clone_into(flags);
+    if !matches!(forked, Ok(Forked::Child)) {
+        visit.leave()?;
+    }
+    forked.map_err(|e| {
         let errno = e.errno;
         let stop = Stop::from(e);
         match errno {
@@ -178,10 +190,11 @@ fn set_limits(plan: &ContainerPlan, pid: i32) -> Result<(), Stop> {
 }
 
 fn start_sweeper(plan: &ContainerPlan, single: &SingleThreaded, created: &mut Created) -> Result<(), Stop> {
-    if created.cgroups.directories.is_empty() && plan.cleanup_paths.is_empty() {
+    let guard = corebox_net::Guard::new(&plan.network, created.pid)?;
+    if created.cgroups.directories.is_empty() && plan.cleanup_paths.is_empty() && guard.is_none() {
         return Ok(());
     }
     let directories = &created.cgroups.directories;
-    created.sweeper = Some(Sweeper::start(single, &created.pidfd, directories, &plan.cleanup_paths)?);
+    created.sweeper = Some(Sweeper::start(single, &created.pidfd, directories, &plan.cleanup_paths, guard)?);
     Ok(())
 }

@@ -160,6 +160,8 @@ pub struct ContainerPlan {
     pub namespaces: Vec<String>,
     /// Network.
     pub net: NetMode,
+    /// What is in an own network namespace, or which one is joined.
+    pub network: corebox_net::NetworkPlan,
     /// Host name inside.
     pub hostname: String,
     /// Mounts, in order.
@@ -231,6 +233,7 @@ fn decide(
         writable: spec.writable,
         namespaces: namespaces(spec.net),
         net: spec.net,
+        network: corebox_net::NetworkPlan::default(),
         command: image.config.entrypoint.iter().chain(&image.config.cmd).cloned().collect(),
         rlimits: limits(facts, edits),
         cpus: spec.limits.cpus.clone(),

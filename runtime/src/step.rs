@@ -44,6 +44,16 @@ impl From<corebox_sys::Error> for Stop {
     }
 }
 
+impl From<corebox_net::Error> for Stop {
+    fn from(error: corebox_net::Error) -> Self {
+        let stop = Self::new(&error);
+        match error.hint() {
+            Some(hint) => stop.hint(hint),
+            None => stop,
+        }
+    }
+}
+
 /// The goal of every failure before the container is ready.
 pub(crate) fn goal(container: &str) -> String {
     format!("cannot start container `{container}`")

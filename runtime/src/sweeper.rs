@@ -31,13 +31,14 @@ impl Sweeper {
         init: &OwnedFd,
         cgroups: &[PathBuf],
         paths: &[PathBuf],
+        network: Option<corebox_net::Guard>,
     ) -> Result<Self> {
         let (wait, alarm) = fd::pipe()?;
         match single.fork()? {
             Forked::Parent(pid) => Ok(Self { pid, alarm }),
             Forked::Child => {
                 // Whatever fails here leaves what the next start sweeps.
-                let code = u8::from(sweep(wait, init, cgroups, paths).is_err());
+                let code = u8::from(sweep(wait, init, cgroups, paths, network).is_err());
                 process::exit_now(code)
             }
         }
@@ -53,9 +54,17 @@ impl Sweeper {
     }
 }
 
-fn sweep(wait: OwnedFd, init: &OwnedFd, cgroups: &[PathBuf], paths: &[PathBuf]) -> Result<()> {
+fn sweep(
+    wait: OwnedFd,
+    init: &OwnedFd,
+    cgroups: &[PathBuf],
+    paths: &[PathBuf],
+    network: Option<corebox_net::Guard>,
+) -> Result<()> {
     // Nothing of the caller's: its pipes must end when it does, its terminal's signals must not end us.
-    fd::close_all_but(&[wait.as_raw_fd(), init.as_raw_fd()])?;
+    let mut keep = vec![wait.as_raw_fd(), init.as_raw_fd()];
+    keep.extend(network.as_ref().map(corebox_net::Guard::descriptor));
+    fd::close_all_but(&keep)?;
     process::new_session()?;
     let _signals = Signals::block_all()?;
     process::set_name("corebox-sweeper")?;
@@ -66,6 +75,9 @@ fn sweep(wait: OwnedFd, init: &OwnedFd, cgroups: &[PathBuf], paths: &[PathBuf]) 
     }
     process::signal_pidfd(init, SIGKILL)?;
     fd::poll_readable(&[init.as_fd()], Some(PATIENCE))?;
+    if let Some(network) = network {
+        network.run();
+    }
     for directory in cgroups {
         remove_directory(directory);
     }

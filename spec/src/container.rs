@@ -1,6 +1,6 @@
 //! What was asked of one container: [`ContainerSpec`].
 
-use crate::IdSet;
+use crate::{IdSet, NetworkSpec};
 use serde::{Deserialize, Serialize};
 
 /// How the image becomes a root directory.
@@ -25,7 +25,7 @@ pub enum NetMode {
     /// The host's network namespace: native speed, default.
     #[default]
     Host,
-    /// An own network namespace with only a loopback interface, up.
+    /// An own network namespace: a loopback interface, up, and the interfaces asked for, if any.
     None,
 }
 
@@ -80,6 +80,9 @@ pub struct ContainerSpec {
     pub writable: Option<Option<u64>>,
     /// Network.
     pub net: NetMode,
+    /// What is in the network namespace, or which one it is.
+    #[serde(default)]
+    pub network: NetworkSpec,
     /// Host name inside; `None`: the host's.
     pub hostname: Option<String>,
     /// Size of /dev/shm in bytes; `None`: half of the memory, as the kernel's default.

@@ -12,6 +12,7 @@ mod hostlist;
 mod idset;
 mod image;
 mod job;
+pub mod network;
 mod size;
 
 pub use container::{Bind, ContainerSpec, Limits, NetMode, RootfsMode, Tmpfs};
@@ -21,4 +22,5 @@ pub use hostlist::{HostListError, HostSlots, parse_hostfile, parse_hostlist};
 pub use idset::{IdSet, IdSetError};
 pub use image::{ImageConfig, ImageFacts, ImageOrigin, MpiFamily, MpiFound};
 pub use job::{AppSpec, BindTo, JobSpec, Level, MapBy, OutputMode, PmiChoice, RankBy, RemoteShell};
+pub use network::{InterfaceKind, InterfaceSpec, NetArgument, NetworkSpec};
 pub use size::{SizeError, format_size, parse_duration, parse_size};

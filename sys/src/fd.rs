@@ -259,3 +259,12 @@ pub fn may_write(path: &Path) -> Result<()> {
     use nix::unistd::{AccessFlags, eaccess};
     eaccess(path, AccessFlags::W_OK).map_err(|e| Error::new("write", path.display(), e))
 }
+
+/// Opens (or creates, 0644) a file to lock with flock(2); a link in its place is refused.
+///
+/// # Errors
+/// What open(2) says; ELOOP for a link.
+pub fn open_lock(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, Mode::from_bits_truncate(0o644)).map_err(|e| Error::new("open", path.display(), e))
+}

@@ -14,11 +14,13 @@ pub mod libseccomp_ffi;
 pub mod loopdev;
 pub mod map;
 pub mod mount;
+pub mod netns;
 pub mod place;
 pub mod process;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
+pub mod tcx;
 pub mod terminal;
 pub mod user;
 

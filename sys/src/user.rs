@@ -35,6 +35,15 @@ pub fn group_name(gid: u32) -> Result<Option<String>> {
     Ok(group.map(|g| g.name))
 }
 
+/// Our supplementary groups.
+///
+/// # Errors
+/// What getgroups(2) says.
+pub fn supplementary_groups() -> Result<Vec<u32>> {
+    let groups = nix::unistd::getgroups().map_err(|e| Error::new("list", "our groups", e))?;
+    Ok(groups.into_iter().map(Gid::as_raw).collect())
+}
+
 /// Whether we hold a capability, by its number in capabilities(7), in our user namespace.
 ///
 /// # Errors

@@ -132,7 +132,8 @@ impl Node {
         })
         .map_err(|e| starting("listening for the other agents", "exchange", e))?;
         let addresses = exchange.addresses().map_err(|e| starting("listing addresses", "exchange", e))?;
-        Ok(Self { facts: NodeFacts { host, addresses }, hello, image, exchange, libpmix })
+        let network = corebox_net::node_addresses().unwrap_or_default(); // needed only for containers with interfaces
+        Ok(Self { facts: NodeFacts { host, addresses, network }, hello, image, exchange, libpmix })
     }
 
     fn shape(&self, plan: &NodePlan) -> Result<JobShape, Failure> {

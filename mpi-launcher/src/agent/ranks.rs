@@ -101,8 +101,13 @@ impl Ranks {
             digest: Some(image.digest.clone()),
             config: image.facts.config.clone(),
         };
-        let edits = rdma_edits(&spec)?;
-        let mut decided = corebox_runtime::plan(&spec, &source, &HostFacts::find()?, &edits)?;
+        let facts = HostFacts::find()?;
+        spec.network.busy = Some(plan.ranks.iter().flat_map(|rank| rank.binding.cpus.iter()).collect());
+        let network = corebox_net::planned(&spec.network, job, false)?;
+        let mut edits = rdma_edits(&spec)?;
+        edits.push(network.edits(spec.hostname.as_deref().unwrap_or(&facts.hostname), "", !edits.is_empty()));
+        let mut decided = corebox_runtime::plan(&spec, &source, &facts, &edits)?;
+        decided.network = network;
         decided.cleanup_paths.extend(service.directory().map(Path::to_path_buf));
         self.environment = decided.environment();
         self.directory = decided.workdir.clone();

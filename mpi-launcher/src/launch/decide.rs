@@ -5,7 +5,7 @@ use crate::map::{self, MapNode, MapOptions, Placed};
 use crate::protocol::{NodeFacts, NodePlan, RankPlan, TreePlan};
 use crate::wire::exchange::{ARITY, Exchange};
 use corebox_runtime::environment;
-use corebox_spec::{AppSpec, BindTo, Failure, HostSlots, ImageFacts, JobSpec};
+use corebox_spec::{AppSpec, BindTo, ContainerSpec, Failure, HostSlots, ImageFacts, JobSpec};
 
 /// The plans of all nodes, in node order.
 ///
@@ -29,7 +29,7 @@ pub fn decide(
     let plan = |index: usize| -> Result<NodePlan, Failure> {
         let ranks = placed[index].iter().zip(&bindings[index]).map(|(placed, binding)| rank(spec, placed, binding));
         Ok(NodePlan {
-            container: spec.container.clone(),
+            container: connected(spec, index, hosts, facts)?,
             ranks: ranks.collect::<Result<_, _>>()?,
             layout: layout.clone(),
             apps: map.ranks.iter().map(|placed| placed.app).collect(),
@@ -39,6 +39,27 @@ pub fn decide(
         })
     };
     (0..names.len()).map(plan).collect()
+}
+
+/// The container of a node, which knows its own node and the others, if it has interfaces.
+fn connected(spec: &JobSpec, index: usize, hosts: &[HostSlots], facts: &[NodeFacts]) -> Result<ContainerSpec, Failure> {
+    let mut container = spec.container.clone();
+    if container.network.interfaces.is_empty() {
+        return Ok(container);
+    }
+    for (node, (host, facts)) in hosts.iter().zip(facts).enumerate() {
+        match facts.network.first() {
+            Some(peer) if node == index => container.network.node = Some(*peer),
+            Some(peer) => container.network.peers.push(*peer),
+            None if hosts.len() == 1 => {}
+            None => {
+                return Err(Failure::new("cannot connect the containers of the job", "the node has no address")
+                    .on(&host.host)
+                    .hint("`--net host` needs none of ours."));
+            }
+        }
+    }
+    Ok(container)
 }
 
 fn refuse_foreign_image(
