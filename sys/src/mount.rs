@@ -344,6 +344,26 @@ pub fn mount_fuse(subtype: &str, device: BorrowedFd<'_>, target: &Path, ids: (u3
         .map_err(|e| Error::new("mount fuse on", target.display(), e))
 }
 
+/// Detaches the mount at `path` with all below it (umount2(2), MNT_DETACH). None there is no error.
+///
+/// # Errors
+/// What umount2(2) says otherwise.
+pub fn detach(path: &Path) -> Result<()> {
+    match nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(e) => Err(Error::new("detach", path.display(), e)),
+    }
+}
+
+/// Makes the directory open as `root` the root directory of this process alone (chroot(2)).
+///
+/// # Errors
+/// What fchdir(2) and chroot(2) say.
+pub fn change_root(root: impl AsFd) -> Result<()> {
+    nix::unistd::fchdir(root).map_err(|e| Error::new("change into", "the new root", e))?;
+    nix::unistd::chroot(".").map_err(|e| Error::new("chroot into", "the new root", e))
+}
+
 /// Makes the directory open as `root` the root directory of the mount namespace and detaches the old one
 /// (pivot_root(2), the `pivot_root(".", ".")` idiom of its manual page).
 ///

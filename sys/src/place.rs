@@ -145,6 +145,17 @@ pub fn give(file: impl AsFd, owner: (u32, u32)) -> Result<()> {
         .map_err(|e| Error::new("change the owner of descriptor", number, e))
 }
 
+/// Sets the permission bits of what a descriptor, O_PATH too, stands for.
+///
+/// # Errors
+/// What chmod(2) says.
+pub fn set_mode(place: impl AsFd, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = format!("/proc/self/fd/{}", place.as_fd().as_raw_fd());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o7777))
+        .map_err(|e| Error::io("set the mode of", path, &e))
+}
+
 /// Makes a symbolic link in the directory `parent`; one entry that is there stays.
 ///
 /// # Errors

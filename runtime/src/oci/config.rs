@@ -47,6 +47,10 @@ fn text(path: &Path) -> Result<Vec<u8>, Stop> {
 
 /// Reads JSON of this type; errors say where.
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], name: &str) -> Result<T, Stop> {
+    // A list would be taken for the values of an object in order.
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Stop::new(format!("{name} is not valid: a list where an object is expected")));
+    }
     serde_json::from_slice(text).map_err(|e| Stop::new(format!("{name} is not valid: {e}")))
 }
 

@@ -118,7 +118,7 @@ impl Making {
             let hooks = spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
             hooks::run_all("poststop", hooks, &state);
         }
-        self.directory.remove(groups);
+        self.directory.remove(groups, &self.record);
     }
 }
 
@@ -191,8 +191,10 @@ fn attend(record: &Record, spec: &Spec, pid: i32, socket: &Socket, steps: &mut S
 fn host_hooks(record: &Record, spec: &Spec) -> Result<(), Stop> {
     let Some(all) = spec.hooks() else { return Ok(()) };
     let state = record.state(Status::Creating);
+    // Programs written for these know no `creating`.
+    let created = record.state(Status::Created);
     #[allow(deprecated)] // of the specification; podman's and NVIDIA's hooks still come so
-    hooks::run("prestart", all.prestart().as_ref(), &state)?;
+    hooks::run("prestart", all.prestart().as_ref(), &created)?;
     hooks::run("createRuntime", all.create_runtime().as_ref(), &state)
 }
 
@@ -207,6 +209,7 @@ fn record(plan: &Plan<'_>, config: &Config) -> Record {
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         annotations: plan.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
         groups: plan.groups.clone(),
+        host_mounts: !plan.namespaces.has(ns::MOUNT),
     }
 }
 

@@ -76,15 +76,18 @@ fn build(inherited: &mut Inherited<'_>, steps: &mut Steps<'_>) -> Result<(), Fai
         Some(console) => terminal::make(&root, &plan.process, &console).map(Some),
         None => Ok(None),
     })?;
-    steps.run("hooks", "running hooks", || container_hooks(inherited))?;
     if !grouped {
         steps.run("cgroup", "entering the cgroups", || enter_cgroups(plan, socket))?;
     }
+    steps.run("hooks", "running hooks", || container_hooks(inherited))?;
     steps.run("sysctl", "setting kernel parameters", || set_kernel_parameters(plan, &root))?;
     steps.run("cover", "hiding paths", || root.cover(plan, &sources))?;
     drop(sources);
     steps.run("pivot", "changing the root directory", || change_root(plan, root))?;
     steps.run("identity", "taking the user's identity", || take_identity(plan, terminal.as_ref()))?;
+    if plan.process.argv.is_empty() {
+        return Ok(());
+    }
     find_program(&plan.process).map_err(|f| Failure { goal: crate::step::goal(plan.id), ..f })?;
     Ok(())
 }
@@ -219,7 +222,12 @@ fn set_kernel_parameters(plan: &Plan<'_>, root: &Root) -> Result<(), Stop> {
 }
 
 fn change_root(plan: &Plan<'_>, root: Root) -> Result<(), Stop> {
-    pivot_root(&root.fd)?;
+    if plan.namespaces.has(ns::MOUNT) {
+        pivot_root(&root.fd)?;
+    } else {
+        // As runc does where no mount namespace is asked for.
+        mount::change_root(&root.fd)?;
+    }
     if plan.root_read_only {
         mount::set_attributes(&root.fd, attr::RDONLY, false, "the root directory")?;
     }

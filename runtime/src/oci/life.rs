@@ -122,14 +122,19 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<Vec<String>, Failure
         }
         other => other.map_err(failed(GOAL, id))?,
     };
-    let status = directory.status(&record);
-    if status != Status::Stopped && !force && status != Status::Created {
+    let mut status = directory.status(&record);
+    if status == Status::Running && !force {
+        // Killed a moment ago, it may not be gone yet: callers do not wait between the two.
+        wait_for_end(root, id, Some(Duration::from_millis(100)))?;
+        status = directory.status(&record);
+    }
+    if status != Status::Stopped && !force {
         return Err(refuse(GOAL, id, status));
     }
     end(&record).map_err(failed(GOAL, id))?;
     let state = record.state(Status::Stopped);
     let spec = directory.kept().ok();
-    directory.remove(&record.groups);
+    directory.remove(&record.groups, &record);
     let hooks = spec.as_ref().and_then(|s| s.hooks().as_ref()).and_then(|hooks| hooks.poststop().as_ref());
     Ok(hooks::run_all("poststop", hooks, &state))
 }

@@ -172,6 +172,9 @@ fn home(plan: &ProcessPlan) -> Option<String> {
 /// A failure whose code is 126 or 127, where a shell's would be.
 pub(crate) fn find_program(plan: &ProcessPlan) -> Result<PathBuf, Failure> {
     let name = plan.argv.first().map_or("", String::as_str);
+    if name.is_empty() {
+        return Err(Failure::new("cannot run the program", "config.json has no `process`"));
+    }
     let failed = |cause: String, code: u8| {
         Failure::new(format!("cannot run `{name}`"), cause).during("looking for the program", "program").code(code)
     };

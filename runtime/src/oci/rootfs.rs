@@ -3,7 +3,7 @@
 
 use crate::oci::plan::mounts::{PlannedMount, What};
 use crate::oci::plan::{Device, Plan};
-use crate::oci::sources::Sources;
+use crate::oci::sources::{Sources, bind};
 use crate::step::Stop;
 use corebox_sys::mount::{
     Change, FsContext, attach, attr, change, clone_fd, clone_fd_recursive, open_in_root, propagation, set_attributes,
@@ -26,7 +26,9 @@ pub(crate) struct Root {
 impl Root {
     /// Puts the root directory's mount at its place, so that hooks find it there.
     pub(crate) fn enter(plan: &Plan<'_>, sources: &Sources) -> Result<Self, Stop> {
-        corebox_sys::mount::propagate_all(plan.root_propagation)?;
+        if plan.namespaces.has(ns::MOUNT) {
+            corebox_sys::mount::propagate_all(plan.root_propagation)?;
+        }
         let at = match fd::open_path(&plan.rootfs) {
             // The user namespace may not pass the directories above; any other place will do then.
             Err(e) if e.errno == Errno::EACCES => fd::open_path(Path::new("/tmp"))?,
@@ -49,8 +51,15 @@ impl Root {
         let what = mount.target.display();
         match &mount.what {
             What::Cgroup => super::cgroup_mount::mount(self, mount, plan),
-            What::Bind { .. } => {
-                let Some((tree, directory)) = &sources.binds[index] else { return Ok(()) };
+            What::Bind { source, recursive } => {
+                let own;
+                let (tree, directory) = match &sources.binds[index] {
+                    Some(opened) => opened,
+                    None => {
+                        own = bind(source, *recursive)?;
+                        &own
+                    }
+                };
                 let at = self.place(&mount.target, *directory)?;
                 set(tree, mount)?;
                 sources.map_ids(index, tree, mount.id_map.as_ref())?;
@@ -61,8 +70,14 @@ impl Root {
                 let at = self.place(&mount.target, true)?;
                 let new = new_file_system(kind, source, mount)?;
                 sources.map_ids(index, &new, mount.id_map.as_ref())?;
-                if mount.copy_up {
-                    copy_up(&at, &new)?;
+                if kind == "tmpfs" {
+                    let said = mount.data.iter().any(|option| option.starts_with("mode="));
+                    // Without a word it looks like what it hides (as runc; docker's --tmpfs relies on it).
+                    let mode = place::kind(if said { &new } else { &at })?.mode;
+                    if mount.copy_up {
+                        copy_up(&at, &new)?;
+                    }
+                    place::set_mode(&new, mode)?;
                 }
                 if mount.attributes.0 & attr::RDONLY != 0 {
                     set_attributes(&new, attr::RDONLY, false, &what)?;

@@ -16,7 +16,8 @@ use std::path::Path;
 pub(crate) struct Sources {
     /// A copy of the mount of the root directory, with what is mounted below it.
     pub(crate) root: OwnedFd,
-    /// For each mount that is a bind: the tree, and whether it is a directory.
+    /// For each mount that is a bind: the tree, and whether it is a directory. None where it is opened in its turn, so
+    /// that mountinfo lists the mounts in the order of config.json.
     pub(crate) binds: Vec<Option<(OwnedFd, bool)>>,
     /// User namespaces that map ids of mounts.
     pub(crate) id_maps: Vec<Option<OwnedFd>>,
@@ -32,18 +33,14 @@ pub(crate) fn by_parent(plan: &Plan<'_>) -> bool {
 }
 
 impl Sources {
-    /// Opens them. `single` is needed for mapped mounts only.
+    /// Opens them; in the parent, with `single`, all of them.
     pub(crate) fn open(plan: &Plan<'_>, single: Option<&SingleThreaded>) -> Result<Self, Stop> {
         let root = clone_tree(&plan.rootfs, true)?;
         let mut binds = Vec::with_capacity(plan.mounts.len());
         let mut id_maps = Vec::with_capacity(plan.mounts.len());
         for mount in &plan.mounts {
             binds.push(match &mount.what {
-                What::Bind { source, recursive } => {
-                    let tree = clone_tree(source, *recursive)?;
-                    let directory = place::kind(&tree)?.is_directory();
-                    Some((tree, directory))
-                }
+                What::Bind { source, recursive } if single.is_some() => Some(bind(source, *recursive)?),
                 _ => None,
             });
             id_maps.push(match (&mount.id_map, single) {
@@ -65,6 +62,13 @@ impl Sources {
             Stop::from(e).hint("its file system may not support mapped ids (ext4, xfs, btrfs, tmpfs, overlay do, each from a certain kernel on).")
         })
     }
+}
+
+/// A detached copy of a path's mount, and whether it is a directory.
+pub(crate) fn bind(source: &Path, recursive: bool) -> Result<(OwnedFd, bool), Stop> {
+    let tree = clone_tree(source, recursive)?;
+    let directory = place::kind(&tree)?.is_directory();
+    Ok((tree, directory))
 }
 
 /// Really the null device: what it covers must not become readable through another node (the class of CVE-2025-31133).

@@ -26,7 +26,9 @@ const LONGEST_ID: usize = 1024;
 
 /// Where states are: `--root`, else /run/corebox-oci, for an ordinary user `$XDG_RUNTIME_DIR/corebox-oci`.
 pub fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| corebox_sys::user::ids().0 != 0);
+    // Root of a user namespace only, as podman's for an ordinary user, owns nothing in /run.
+    let root = corebox_sys::user::ids().0 == 0 && crate::facts::in_initial_user_namespace().unwrap_or(true);
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !root);
     own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("corebox-oci")
 }
 
@@ -62,6 +64,8 @@ pub(crate) struct Record {
     pub(crate) created: String,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) groups: Groups,
+    /// Without a mount namespace of its own its mounts are the host's, below the root directory.
+    pub(crate) host_mounts: bool,
 }
 
 /// As runtime-spec runtime.md, "State".
@@ -157,8 +161,12 @@ impl StateDirectory {
         Ok(control::listen(&self.fd, START)?)
     }
 
-    /// Removes it and the cgroups.
-    pub(crate) fn remove(&self, groups: &Groups) {
+    /// Removes it, the cgroups, and mounts that are the host's.
+    pub(crate) fn remove(&self, groups: &Groups, record: &Record) {
+        if record.host_mounts {
+            // One for the root directory, with all below.
+            let _ = corebox_sys::mount::detach(&record.rootfs);
+        }
         remove(&self.path, groups);
     }
 

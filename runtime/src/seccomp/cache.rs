@@ -34,7 +34,7 @@ impl Cache {
 
     /// The caller's own: below /run/corebox for root, below `$XDG_RUNTIME_DIR` for others; `None` where there is none.
     pub fn of_caller() -> Option<Self> {
-        if user::ids().0 == 0 {
+        if user::ids().0 == 0 && crate::facts::in_initial_user_namespace().unwrap_or(true) {
             return Some(Self::below(Path::new("/run/corebox")));
         }
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute())?;

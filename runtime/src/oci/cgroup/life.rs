@@ -29,8 +29,9 @@ pub(crate) fn write_settings(groups: &Groups, settings: &Settings) -> std::resul
         let Some(group) = groups.directories.get(setting.group) else { continue };
         let file = group.path.join(&setting.file);
         match fs::write(&file, &setting.value) {
-            Err(error) if setting.optional && matches!(error.errno, Errno::ENOENT | Errno::EOPNOTSUPP) => {}
-            Err(error) if error.errno == Errno::ENOENT => {
+            // Writing what is not there would be making it, which version 1 forbids with EACCES.
+            Err(error) if setting.optional && (error.errno == Errno::EOPNOTSUPP || !file.exists()) => {}
+            Err(error) if !file.exists() => {
                 return Err(Stop::new(format!("limit `{}`: {error}", setting.name))
                     .hint("the controller is not enabled for this cgroup, or the kernel does not have it."));
             }

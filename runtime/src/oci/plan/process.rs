@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 use std::path::PathBuf;
 
 /// One process as it will be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProcessPlan {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<String>,
@@ -53,8 +53,11 @@ pub(crate) struct CapabilitySets {
 /// # Errors
 /// What is refused, by name.
 pub(crate) fn plan(spec: &Spec) -> Result<ProcessPlan, Stop> {
-    let process = spec.process().as_ref().ok_or_else(|| Stop::new("config.json has no `process`"))?;
-    from(process)
+    match spec.process() {
+        Some(process) => from(process),
+        // Only `start` needs one (runtime-spec, config.md, "Process").
+        None => Ok(ProcessPlan { cwd: PathBuf::from("/"), ..ProcessPlan::default() }),
+    }
 }
 
 /// Any process.

@@ -46,9 +46,6 @@ pub(super) fn check_namespaces(
             )))
         }
     };
-    if !namespaces.has(ns::MOUNT) {
-        return Err(Stop::new("`linux.namespaces` has no mount namespace: mounts would change the host"));
-    }
     if spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) {
         needs("hostname", ns::UTS, "uts")?;
     }
