@@ -2,6 +2,7 @@
 
 mod login;
 mod pull;
+mod push;
 
 use corebox_images::{BootstrapRequest, Codec, Config, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
@@ -27,6 +28,7 @@ enum Command {
     Bootstrap(BootstrapArgs),
     Import(ImportArgs),
     Pull(pull::PullArgs),
+    Push(push::PushArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     Ls(LsArgs),
@@ -155,6 +157,7 @@ pub fn run(args: Args) -> Result<u8, Failure> {
         Command::Bootstrap(args) => bootstrap(&store, args),
         Command::Import(args) => import(&store, &args),
         Command::Pull(args) => pull::run(&store, &args),
+        Command::Push(args) => push::run(&store, &args),
         Command::Login(args) => login::login(&args),
         Command::Logout(args) => login::logout(&args),
         Command::Ls(args) => list(&store, &args),

@@ -14,15 +14,27 @@ pub(crate) struct Machine {
 impl Machine {
     /// The machine we run on.
     pub(crate) fn this() -> Self {
-        let arch = match std::env::consts::ARCH {
+        Self { arch: Self::arch_of_this(), level: this_level() }
+    }
+
+    /// Architecture of this machine in Go's words.
+    pub(crate) fn arch_of_this() -> String {
+        match std::env::consts::ARCH {
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le".to_owned(),
+            other => Self::arch_of(other),
+        }
+    }
+
+    /// An architecture in Go's words, from the kernel's (`uname -m`).
+    pub(crate) fn arch_of(machine: &str) -> String {
+        let word = match machine {
             "x86_64" => "amd64",
-            "x86" => "386",
+            "x86" | "i686" => "386",
             "aarch64" => "arm64",
             "loongarch64" => "loong64",
-            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
             other => other,
         };
-        Self { arch: arch.to_owned(), level: this_level() }
+        word.to_owned()
     }
 
     /// Reads `[linux/]ARCH[/VARIANT]`, as a user gives it for another machine than this.

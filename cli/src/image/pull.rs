@@ -53,16 +53,16 @@ pub fn run(store: &Store, args: &PullArgs) -> Result<u8, Failure> {
 
 /// What is going on: a bar on a terminal, else a line now and then.
 pub struct Show {
-    bar: ProgressBar,
+    pub bar: ProgressBar,
     said: Cell<Option<Instant>>,
 }
 
 impl Show {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { bar: progress_bar(), said: Cell::new(None) }
     }
 
-    fn event(&self, event: PullEvent) {
+    pub fn event(&self, event: PullEvent) {
         let bar = &self.bar;
         match event {
             PullEvent::Found { place, .. } => bar.set_message(format!("found {place}")),
@@ -91,6 +91,7 @@ impl Show {
                 bar.set_message("writing the image");
             }
             PullEvent::Written(bytes) => bar.inc(bytes),
+            PullEvent::Sent(bytes) => bar.set_message(format!("sent a layer of {}", format_size(bytes))),
         }
     }
 

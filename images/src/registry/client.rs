@@ -5,11 +5,14 @@ use super::credentials::{self, CredentialError};
 use super::error::{Kind, RegistryError};
 use super::layer_file::LayerFile;
 use crate::config::Config;
+use crate::layer::hex;
 use futures_util::StreamExt;
+use http::HeaderValue;
 use oci_client::client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
+use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -239,6 +242,44 @@ impl<'a> Connection<'a> {
                 Err(RegistryError::new(Kind::Network, registry, cause).into())
             }
         }
+    }
+
+    /// Sends a blob of unknown length; gives its digest and size.
+    pub(crate) fn push_stream(
+        &self,
+        pieces: impl Iterator<Item = std::io::Result<Vec<u8>>> + Send + 'static,
+        say: &dyn Fn(PullEvent),
+    ) -> Result<(String, u64), RegistryError> {
+        let stream = futures_util::stream::iter(
+            pieces.map(|piece| piece.map(Into::into).map_err(OciDistributionError::IoError)),
+        );
+        let sent = self.runtime.block_on(async {
+            self.client.store_auth_if_needed(self.registry(), &self.auth).await;
+            self.client.push_blob_stream_chunked(&self.place, stream).await
+        });
+        let sent = sent.map_err(|error| RegistryError::of(self.registry(), &error))?;
+        self.answered.set(true);
+        say(PullEvent::Sent(sent.size));
+        Ok((sent.blob_digest, sent.size))
+    }
+
+    /// Sends a small blob; gives its digest.
+    pub(crate) fn push_small(&self, content: Vec<u8>) -> Result<String, RegistryError> {
+        let digest = format!("sha256:{}", hex(&Sha256::digest(&content)));
+        self.persist("a small blob", async || {
+            self.client.push_blob(&self.place, content.clone(), &digest).await.map(|_| ())
+        })?;
+        Ok(digest)
+    }
+
+    /// Sends a manifest to a name of this repository; gives its digest.
+    pub(crate) fn push_manifest(&self, name: &Reference, content: Vec<u8>) -> Result<String, RegistryError> {
+        let digest = format!("sha256:{}", hex(&Sha256::digest(&content)));
+        let media_type = HeaderValue::from_static(MANIFESTS[0]);
+        self.persist("the manifest", async || {
+            self.client.push_manifest_raw(name, content.clone(), media_type.clone()).await.map(|_| ())
+        })?;
+        Ok(digest)
     }
 
     /// Begins a blob anew.

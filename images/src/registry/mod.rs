@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! pull: address ─ client (manifest) ─ lease ─ client (layers → layer_file) ─ import ─ store
+//! push: store ─ export (tar) ─ client
 //! ```
 
 mod address;
@@ -11,11 +12,13 @@ mod error;
 mod layer_file;
 mod login;
 mod pull;
+mod push;
 mod resolve;
 
 pub(crate) use layer_file::sweep as sweep_layers;
 pub use login::{LoginRequest, login, logout};
 pub use pull::{PullRequest, pull};
+pub use push::{Compress, PushRequest, Pushed, push};
 
 use std::time::Duration;
 
@@ -66,4 +69,6 @@ pub enum PullEvent<'a> {
     Writing,
     /// So many more bytes of files are in the image.
     Written(u64),
+    /// A layer of so many bytes is in the registry.
+    Sent(u64),
 }

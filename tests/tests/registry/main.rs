@@ -4,6 +4,7 @@
 mod faults;
 mod proxy;
 mod pull;
+mod push;
 mod server;
 mod shared_store;
 #[path = "../image/sources.rs"]
