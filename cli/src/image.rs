@@ -3,6 +3,7 @@
 mod login;
 mod pull;
 mod push;
+mod upkeep;
 
 use corebox_images::{BootstrapRequest, Codec, Config, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
@@ -33,7 +34,11 @@ enum Command {
     Logout(login::LogoutArgs),
     Ls(LsArgs),
     Inspect(InspectArgs),
+    Tag(upkeep::TagArgs),
     Rm(RmArgs),
+    Gc(upkeep::GcArgs),
+    Verify(upkeep::VerifyArgs),
+    Df(upkeep::DfArgs),
 }
 
 /// Make an image of Debian packages, without root.
@@ -145,6 +150,9 @@ struct RmArgs {
     /// NAME[:TAG], sha256:HEX, or 8 or more digits of the digest
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    /// Even if a running job uses it
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the subcommand.
@@ -162,7 +170,11 @@ pub fn run(args: Args) -> Result<u8, Failure> {
         Command::Logout(args) => login::logout(&args),
         Command::Ls(args) => list(&store, &args),
         Command::Inspect(args) => inspect(&store, &args),
+        Command::Tag(args) => upkeep::tag(&store, &args),
         Command::Rm(args) => remove(&store, &args),
+        Command::Gc(args) => upkeep::gc(&store, &args),
+        Command::Verify(args) => upkeep::verify(&store, &args),
+        Command::Df(args) => upkeep::df(&store, &args),
     }
 }
 
@@ -298,7 +310,7 @@ fn inspect(store: &Store, args: &InspectArgs) -> Result<u8, Failure> {
 
 fn remove(store: &Store, args: &RmArgs) -> Result<u8, Failure> {
     for image in &args.images {
-        for digest in store.remove(image)? {
+        for digest in store.remove(image, args.force)? {
             print(&format!("removed {digest}\n"))?;
         }
     }

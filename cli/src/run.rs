@@ -1,7 +1,7 @@
 //! `corebox run`: one command in one container, as if it ran without.
 
 use crate::container_options::{ContainerOptions, caller_variables};
-use corebox_images::Store;
+use corebox_images::{Image, Store};
 use corebox_runtime::{Container, ContainerPlan, Event, HostFacts, ImageSource, ProcessPlan, environment, plan};
 use corebox_spec::{ContainerSpec, Edits, Failure, Outcome};
 use corebox_sys::signal::{self, Arrived, Signals};
@@ -43,10 +43,11 @@ const COMMAND: u32 = 0;
 /// Whatever keeps the command from running.
 pub fn run(args: Args) -> Result<u8, Failure> {
     let kept = inherited_descriptors();
-    let (spec, plan) = decide(&args)?;
+    let (spec, plan, image) = decide(&args)?;
     if args.plan {
         return show(&plan);
     }
+    let _pin = image.filter(|_| is_first_of_step()).and_then(|image| image.pin(&format!("container `{}`", spec.name)));
     let process = command(&args, &spec, &plan, &kept)?;
     // Blocked before the container exists: from here on a signal ends it in order, or is passed on.
     let signals = Signals::block_all().map_err(|e| Failure::new("cannot watch signals", e))?;
@@ -59,8 +60,8 @@ pub fn run(args: Args) -> Result<u8, Failure> {
     follow(&mut container, &signals)
 }
 
-fn decide(args: &Args) -> Result<(ContainerSpec, ContainerPlan), Failure> {
-    let image = find_image(&args.image)?;
+fn decide(args: &Args) -> Result<(ContainerSpec, ContainerPlan, Option<Image>), Failure> {
+    let (image, stored) = find_image(&args.image)?;
     let mut spec = args.container.spec()?;
     spec.name = args.name.clone().unwrap_or_else(|| short_name(&args.image));
     spec.caller_env = environment::for_run(caller_variables());
@@ -70,7 +71,13 @@ fn decide(args: &Args) -> Result<(ContainerSpec, ContainerPlan), Failure> {
     edits.push(network.edits(spec.hostname.as_deref().unwrap_or(&facts.hostname), "", !edits.is_empty()));
     let mut plan = plan(&spec, &image, &facts, &edits)?;
     plan.network = network;
-    Ok((spec, plan))
+    Ok((spec, plan, stored))
+}
+
+/// Whether no other task of a parallel step does what all would do alike.
+fn is_first_of_step() -> bool {
+    const RANKS: [&str; 5] = ["SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK"];
+    RANKS.iter().all(|name| std::env::var(name).map_or(true, |rank| rank == "0"))
 }
 
 /// The RDMA devices of this host, where they are wanted.
@@ -82,12 +89,13 @@ fn rdma_edits(spec: &ContainerSpec) -> Result<Vec<Edits>, Failure> {
 }
 
 /// An image of the store; what has a `/` is the path of an image file (no name has one), as is what ends in `.sqsh`.
-fn find_image(reference: &str) -> Result<ImageSource, Failure> {
+fn find_image(reference: &str) -> Result<(ImageSource, Option<Image>), Failure> {
     if reference.contains('/') || reference.ends_with(".sqsh") {
-        return Ok(ImageSource { path: reference.into(), digest: None, config: Default::default() });
+        return Ok((ImageSource { path: reference.into(), digest: None, config: Default::default() }, None));
     }
     let image = Store::open()?.find(reference)?;
-    Ok(ImageSource { path: image.path, digest: Some(image.digest), config: image.facts.config })
+    let (path, digest, config) = (image.path.clone(), Some(image.digest.clone()), image.facts.config.clone());
+    Ok((ImageSource { path, digest, config }, Some(image)))
 }
 
 /// `lammps` of `site/lammps:2024` or `dir/lammps.sqsh`.

@@ -104,7 +104,7 @@ impl<W: Write> Writing<'_, W> {
         let mut header = header(inode);
         let mut pax: Vec<(Vec<u8>, Vec<u8>)> = vec![(b"path".to_vec(), path.to_vec())];
         let (seconds, nanoseconds) = inode.mtime;
-        if nanoseconds != 0 || seconds < 0 || seconds > 0o77_777_777_777 {
+        if nanoseconds != 0 || !(0..=0o77_777_777_777).contains(&seconds) {
             pax.push((b"mtime".to_vec(), format!("{seconds}.{nanoseconds:09}").into_bytes()));
         }
         for (name, id) in [("uid", inode.uid), ("gid", inode.gid)] {

@@ -213,6 +213,19 @@ fn set_aside(path: &Path, tmp: &Path, holder: &str) -> Result<()> {
     }
 }
 
+/// Removes leases whose holders have certainly ended.
+pub(crate) fn sweep(root: &Path) -> Result<()> {
+    let own = Owner::own()?;
+    for key in fs::list(root.join("leases"))? {
+        let path = root.join("leases").join(key);
+        let Some(record) = read(&path)? else { continue };
+        if Owner::of_file(&record.holder).and_then(|owner| owner.is_gone(&own)) == Some(true) {
+            set_aside(&path, &root.join("tmp"), &record.holder)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

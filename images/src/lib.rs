@@ -43,4 +43,4 @@ pub use flatten::Codec;
 pub use import::{ImportRequest, import};
 pub use reference::{ImageName, Reference, ReferenceError};
 pub use registry::{Compress, LoginRequest, PullEvent, PullRequest, PushRequest, Pushed, login, logout, pull, push};
-pub use store::{Image, Listing, SITE_STORE, STORE_VARIABLE, Store};
+pub use store::{Collected, Image, Listing, Pin, SITE_STORE, STORE_VARIABLE, Store, Usage};

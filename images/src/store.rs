@@ -7,11 +7,18 @@
 //! ROOT/origins/KEY             digest of the image that a pull with this key made
 //! ROOT/layers/…                layers being downloaded (see registry/layer_file.rs)
 //! ROOT/leases/KEY              who is pulling (see lease.rs)
+//! ROOT/pins/…                  who uses an image (see store/pins.rs)
 //! ROOT/tmp/…                   files being written
 //! ```
 //!
 //! Nothing but link(2), rename(2) and unlink(2) changes it: no lock, no extended attribute, no database, so it works on
 //! NFS and Lustre, two writers cannot disturb each other, and a killed one leaves a file in `tmp` and nothing else.
+
+mod pins;
+mod upkeep;
+
+pub use pins::Pin;
+pub use upkeep::{Collected, Usage};
 
 use crate::mount::Format;
 use crate::reference::{ImageName, Reference, is_full_digest};
@@ -21,6 +28,7 @@ use corebox_spec::{Failure, ImageFacts};
 use corebox_sys::{Error, fs};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The store of all users of a machine or site; root fills it.
@@ -133,12 +141,13 @@ impl Store {
     pub fn list(&self) -> Result<Listing, Failure> {
         let goal = "cannot list images";
         let mut listing = Listing::default();
+        let mut seen = std::collections::HashSet::new();
         for root in &self.roots {
             let mut digests: BTreeMap<String, ()> = digests(root, goal)?.into_iter().map(|hex| (hex, ())).collect();
             for (_, hex) in names(root, goal)? {
                 digests.insert(hex, ());
             }
-            for hex in digests.keys() {
+            for hex in digests.keys().filter(|hex| seen.insert((*hex).clone())) {
                 match self.load(root, hex, goal) {
                     Ok(image) => listing.images.push(image),
                     Err(failure) => listing.broken.push(failure),
@@ -151,12 +160,12 @@ impl Store {
         Ok(listing)
     }
 
-    /// Removes a name and, when it was the last one, the image; a digest removes the image with all its names.
-    /// Gives the digests of images whose file was removed.
+    /// Removes a name and, when it was the last one, the image; a digest removes the image with all its names. An image
+    /// that a running job uses stays, unless `force`d. Gives the digests of images whose file was removed.
     ///
     /// # Errors
-    /// As [`Store::find`], or when the image is in a store that the caller does not write to.
-    pub fn remove(&self, reference: &str) -> Result<Vec<String>, Failure> {
+    /// As [`Store::find`], or when the image is in use, or in a store that the caller does not write to.
+    pub fn remove(&self, reference: &str, force: bool) -> Result<Vec<String>, Failure> {
         let goal = format!("cannot remove image `{reference}`");
         let parsed = Reference::parse(reference).map_err(|error| Failure::new(&goal, error))?;
         let root = self.root();
@@ -180,6 +189,11 @@ impl Store {
             Some(name) => vec![name.clone()],
             None => names(root, &goal)?.into_iter().filter(|(_, of)| *of == hex).map(|(name, _)| name).collect(),
         };
+        let stays = names(root, &goal)?.into_iter().any(|(name, of)| of == hex && !gone.contains(&name));
+        if let Some(who) = pins::of(root, &hex).map_err(failed)?.first().filter(|_| !stays && !force) {
+            let hint = "wait for it, or say `--force`: jobs on other nodes may then lose their files";
+            return Err(Failure::new(&goal, format!("it is in use by {who}")).hint(hint));
+        }
         for name in gone {
             remove_file(&name_path(root, &name)).map_err(failed)?;
         }
@@ -208,9 +222,22 @@ impl Store {
             }
             .map_err(|error| Error::io("mkdir", path.display(), &error))?;
         }
+        self.prepare_pins(mode)?;
         staging::sweep(&root.join("tmp"));
         sweep_layers(&root.join("layers"), false);
         Ok(())
+    }
+
+    /// Users must be able to say what they use of a store that only root fills.
+    fn prepare_pins(&self, mode: std::fs::Permissions) -> Result<(), Error> {
+        let path = self.root().join("pins");
+        let mode = if nix::unistd::geteuid().is_root() { PermissionsExt::from_mode(0o1777) } else { mode };
+        match std::fs::create_dir(&path) {
+            Ok(()) => std::fs::set_permissions(&path, mode),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(|error| Error::io("mkdir", path.display(), &error))
     }
 
     /// Whether a pull with this key has made an image that is still there.
@@ -229,11 +256,10 @@ impl Store {
     /// Gives the image that a pull with this key has made (in any store that is searched) this name.
     pub(crate) fn adopt(&self, key: &str, name: &ImageName) -> Result<Option<Image>, Error> {
         let Some(hex) = self.by_origin(key) else { return Ok(None) };
-        let target = name_path(self.root(), name);
         // nothing is written if there is nothing to say: the store may be another's
         if named(self.root(), name, "").ok().flatten().as_ref() != Some(&hex) {
             self.prepare()?;
-            self.publish(&target, format!("sha256:{hex}\n").as_bytes())?;
+            self.name(name, &hex)?;
         }
         Ok(self.find(&format!("sha256:{hex}")).ok())
     }
@@ -255,7 +281,7 @@ impl Store {
         for _ in 0..8 {
             file.link_to(&blob)?;
             self.publish(&facts_path(root, hex), &json)?;
-            self.publish(&name_path(root, name), format!("sha256:{hex}\n").as_bytes())?;
+            self.name(name, hex)?;
             if blob.exists() && facts_path(root, hex).exists() {
                 return Ok(());
             }
@@ -265,8 +291,27 @@ impl Store {
 
     /// An image that a store names; a user's name may mean an image of the site's store.
     fn load(&self, root: &Path, hex: &str, goal: &str) -> Result<Image, Failure> {
-        let holder = self.roots.iter().find(|root| blob_path(root, hex).exists()).map_or(root, PathBuf::as_path);
-        load(if blob_path(root, hex).exists() { root } else { holder }, hex, goal)
+        let is_holder = |root: &&Path| blob_path(root, hex).exists();
+        let holder = [root].into_iter().chain(self.roots.iter().map(PathBuf::as_path)).find(is_holder);
+        let mut image = load(holder.unwrap_or(root), hex, goal)?;
+        for root in &self.roots {
+            let own = names(root, goal)?.into_iter().filter(|(_, of)| of == hex).map(|(name, _)| name.to_string());
+            image.names.extend(own);
+        }
+        image.names.sort();
+        image.names.dedup();
+        Ok(image)
+    }
+
+    /// Lets a name point to an image; the one it pointed to before is without it from now on.
+    fn name(&self, name: &ImageName, hex: &str) -> Result<(), Error> {
+        let root = self.root();
+        let before = named(root, name, "").ok().flatten().filter(|before| before != hex);
+        self.publish(&name_path(root, name), format!("sha256:{hex}\n").as_bytes())?;
+        if let Some(before) = before {
+            touch(&facts_path(root, &before));
+        }
+        Ok(())
     }
 
     fn publish(&self, target: &Path, content: &[u8]) -> Result<(), Error> {
@@ -359,6 +404,15 @@ fn by_digits(root: &Path, digits: &str, goal: &str) -> Result<Option<String>, Fa
     }
 }
 
+/// Says that something happened to a file now. One of another user keeps its time.
+fn touch(path: &Path) {
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+        .ok();
+}
+
 /// File names in one of the store's directories; none if it does not exist.
 fn entries(directory: &Path, goal: &str) -> Result<Vec<String>, Failure> {
     let failed = |error: std::io::Error| unreadable(goal, Error::io("read directory", directory.display(), &error));
@@ -429,8 +483,7 @@ fn load(root: &Path, hex: &str, goal: &str) -> Result<Image, Failure> {
     if facts.size != size {
         return Err(damaged(format!("{} has {size} bytes instead of {}", path.display(), facts.size)));
     }
-    let names = names(root, goal)?.into_iter().filter(|(_, of)| of == hex).map(|(name, _)| name.to_string()).collect();
-    Ok(Image { digest: facts.digest.clone(), path, facts, names })
+    Ok(Image { digest: facts.digest.clone(), path, facts, names: Vec::new() })
 }
 
 /// Removes an image that has no name; see [`Store::add`] for the race with an import of the same content.

@@ -13,7 +13,7 @@ use crate::wire::JobShape;
 use crate::wire::exchange::{ARITY, Config, Exchange, Secret, Timing};
 use crate::wire::pmix::Library;
 use corebox_host::Host;
-use corebox_images::{Image, Store};
+use corebox_images::{Image, Pin, Store};
 use corebox_spec::{Failure, exit};
 use link::{LauncherGone, LauncherLink};
 use ranks::Ranks;
@@ -108,6 +108,8 @@ struct Node {
     hello: Hello,
     facts: NodeFacts,
     image: Image,
+    /// Keeps the image from being collected while the job runs.
+    _pin: Option<Pin>,
     exchange: Exchange,
     libpmix: Option<Library>,
 }
@@ -133,7 +135,10 @@ impl Node {
         .map_err(|e| starting("listening for the other agents", "exchange", e))?;
         let addresses = exchange.addresses().map_err(|e| starting("listing addresses", "exchange", e))?;
         let network = corebox_net::node_addresses().unwrap_or_default(); // needed only for containers with interfaces
-        Ok(Self { facts: NodeFacts { host, addresses, network }, hello, image, exchange, libpmix })
+        // one for the whole job: the store may be on a file system that all nodes share
+        let pin = (hello.index == 0).then(|| image.pin(&format!("job {}", hello.job))).flatten();
+        let facts = NodeFacts { host, addresses, network };
+        Ok(Self { facts, hello, image, _pin: pin, exchange, libpmix })
     }
 
     fn shape(&self, plan: &NodePlan) -> Result<JobShape, Failure> {

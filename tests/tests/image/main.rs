@@ -11,3 +11,4 @@ mod oci;
 mod sources;
 mod store;
 mod support;
+mod upkeep;
