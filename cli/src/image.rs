@@ -4,6 +4,7 @@ mod login;
 mod pull;
 mod push;
 mod upkeep;
+mod unpack;
 
 use corebox_images::{BootstrapRequest, Codec, Config, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
@@ -39,6 +40,7 @@ enum Command {
     Gc(upkeep::GcArgs),
     Verify(upkeep::VerifyArgs),
     Df(upkeep::DfArgs),
+    Unpack(unpack::UnpackArgs),
 }
 
 /// Make an image of Debian packages, without root.
@@ -175,6 +177,7 @@ pub fn run(args: Args) -> Result<u8, Failure> {
         Command::Gc(args) => upkeep::gc(&store, &args),
         Command::Verify(args) => upkeep::verify(&store, &args),
         Command::Df(args) => upkeep::df(&store, &args),
+        Command::Unpack(args) => unpack::unpack(&store, &args),
     }
 }
 

@@ -30,12 +30,10 @@ pub(crate) enum ErofsError {
 
 /// Most memory for contents that are kept to be written beside their inodes.
 const INLINE_MEMORY: usize = 64 << 20;
-/// Unit in which holes are looked for, unless the file is large: less is not worth a map.
-const CHUNK: u64 = 64 << 10;
-/// No chunk is larger, because one is held in memory.
-const LARGEST_CHUNK: u64 = 1 << 20;
-/// Chunks that a file has at most, unless they would be larger than that.
-const CHUNKS: u64 = 16_384;
+/// Unit in which holes are looked for: 2^[`CHUNK_BITS`] blocks, 1 MiB. Less is not worth a map: programs have pages of
+/// zeros, and are read faster when they are contiguous. It does not depend on what the source knows about holes, so that
+/// the same files give the same bytes wherever they lay.
+const CHUNK_BITS: u8 = 8;
 
 /// Where a file's content is.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,7 +97,7 @@ impl ErofsWriter {
         content: &mut dyn Content,
         see: &mut dyn FnMut(Piece),
     ) -> Result<Stored, ErofsError> {
-        let bits = chunk_bits(size);
+        let bits = CHUNK_BITS;
         let chunk_size = (BLOCK as u64) << bits;
         let first = self.out.next;
         let mut map: Option<Vec<u32>> = None;
@@ -143,11 +141,6 @@ impl ErofsWriter {
     }
 }
 
-fn chunk_bits(size: u64) -> u8 {
-    let wanted = size.div_ceil(CHUNKS).next_power_of_two().clamp(CHUNK, LARGEST_CHUNK);
-    (wanted / BLOCK as u64).trailing_zeros() as u8
-}
-
 fn is_zero(bytes: &[u8]) -> bool {
     // long words compare faster than bytes, and most contents differ in the first one
     let (words, rest) = bytes.as_chunks::<32>();
@@ -186,15 +179,6 @@ impl BlockFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn chunks_grow_with_the_file_up_to_a_limit() {
-        let size = |bytes: u64| (BLOCK as u64) << chunk_bits(bytes);
-        assert_eq!(size(1), CHUNK);
-        assert_eq!(size(1 << 30), CHUNK);
-        assert_eq!(size(4 << 30), 256 << 10);
-        assert_eq!(size(1 << 50), LARGEST_CHUNK);
-    }
 
     #[test]
     fn zeros_are_found_wherever_something_else_is() {
