@@ -3,8 +3,8 @@
 mod login;
 mod pull;
 mod push;
-mod upkeep;
 mod unpack;
+mod upkeep;
 
 use corebox_images::{BootstrapRequest, Codec, Config, Image, ImportRequest, Store};
 use corebox_spec::{Failure, MpiFound, exit, format_size};
