@@ -4,8 +4,9 @@ use clap::ValueEnum;
 use corebox_runtime::environment;
 use corebox_spec::network::NetCores;
 use corebox_spec::{
-    Bind, ContainerSpec, Failure, IdSet, Limits, NetArgument, NetworkSpec, RootfsMode, Tmpfs, parse_size,
+    Bind, ContainerSpec, Failure, IdSet, Limits, NetArgument, NetworkSpec, RootfsMode, Seccomp, Tmpfs, parse_size,
 };
+use corebox_sys::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of the container.
@@ -63,6 +64,10 @@ pub struct ContainerOptions {
     /// Hide the host's RDMA devices.
     #[arg(long)]
     no_rdma: bool,
+    /// System calls the processes may make: `default` refuses what no HPC program needs, `none` refuses nothing, FILE
+    /// is a seccomp profile as in an OCI config.json.
+    #[arg(long, value_name = "default|none|FILE", default_value = "default")]
+    seccomp: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -109,7 +114,17 @@ impl ContainerOptions {
             caller_env: environment::for_job(caller_variables()),
             limits: Limits { cpus: self.cpus.clone(), memory: self.mem, pids: self.pids },
             rdma: !self.no_rdma,
+            seccomp: seccomp(&self.seccomp).map_err(|cause| wrong(format!("--seccomp: {cause}")))?,
         })
+    }
+}
+
+/// A profile is read here, so that its path need not be on the nodes of a job.
+fn seccomp(asked: &str) -> Result<Seccomp, String> {
+    match asked {
+        "default" => Ok(Seccomp::Default),
+        "none" => Ok(Seccomp::None),
+        path => fs::read_to_string(path).map(Seccomp::Profile).map_err(|e| e.to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ mod run;
 
 use clap::{Parser, Subcommand};
 use corebox_spec::Failure;
+use corebox_sys::own_program;
 use std::process::ExitCode;
 
 /// OS-level virtualization for HPC: packaged environments at the speed of the bare node.
@@ -37,6 +38,12 @@ enum Command {
 }
 
 fn dispatch(command: Command) -> Result<u8, Failure> {
+    if matches!(command, Command::Run(_) | Command::Agent) {
+        own_program::protect("corebox").map_err(|e| {
+            Failure::new("cannot keep this program from the container", e)
+                .hint("install corebox where its users cannot write it.")
+        })?;
+    }
     match command {
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args),

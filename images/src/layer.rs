@@ -1,6 +1,6 @@
 //! One archive of an image: a range of a file, plain or compressed, whose digest may have to be checked.
 
-use crate::entry::split;
+use crate::entry::{Entry, split};
 use crate::tar_reader::{TarError, TarReader};
 use crate::tree::{ContentAt, Tree, TreeError};
 use flate2::bufread::MultiGzDecoder;
@@ -179,22 +179,25 @@ impl Layer {
     /// Adds what this layer holds to the tree of the layers below it.
     pub(crate) fn add_to(&self, tree: &mut Tree, index: u32) -> Result<(), LayerError> {
         self.read(|ordinal, entry, _| {
-            if self.whiteouts
-                && let Some(hidden) = split(&entry.path).1.strip_prefix(b".wh.")
-            {
-                let directory = split(&entry.path).0;
-                match hidden {
-                    b".wh..opq" => tree.opaque(directory, index),
-                    // other names of this form are the bookkeeping of aufs
-                    _ if hidden.starts_with(b".wh.") || hidden.is_empty() => {}
-                    _ => tree.whiteout(&crate::entry::join(directory, hidden), index),
-                }
-                return Ok(());
-            }
-            tree.put(entry, ContentAt { layer: index, ordinal })
-                .map_err(|error| LayerError::Tree(self.label.clone(), error))?;
-            Ok(())
+            Self::take_entry(tree, entry, ContentAt { layer: index, ordinal }, self.whiteouts)
+                .map_err(|error| LayerError::Tree(self.label.clone(), error))
         })
+    }
+
+    /// Adds one entry, or hides what it says is hidden.
+    pub(crate) fn take_entry(tree: &mut Tree, entry: Entry, at: ContentAt, whiteouts: bool) -> Result<(), TreeError> {
+        if whiteouts && let Some(hidden) = split(&entry.path).1.strip_prefix(b".wh.") {
+            let directory = split(&entry.path).0;
+            match hidden {
+                b".wh..opq" => tree.opaque(directory, at.layer),
+                // other names of this form are the bookkeeping of aufs
+                _ if hidden.starts_with(b".wh.") || hidden.is_empty() => {}
+                _ => tree.whiteout(&crate::entry::join(directory, hidden), at.layer),
+            }
+            return Ok(());
+        }
+        tree.put(entry, at)?;
+        Ok(())
     }
 }
 

@@ -18,6 +18,9 @@ pub mod erofs;
 mod export;
 mod flatten;
 pub mod fuse;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod inspect;
 mod layer;

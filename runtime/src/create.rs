@@ -6,6 +6,7 @@ use crate::init::{self, Inherited};
 use crate::message::{self, Order};
 use crate::plan::{ContainerPlan, PlannedKind, RootMethod};
 use crate::rootfs::OpenImage;
+use crate::seccomp;
 use crate::step::{Steps, Stop};
 use crate::sweeper::Sweeper;
 use corebox_spec::{Failure, NetMode};
@@ -32,13 +33,14 @@ pub(crate) fn create(plan: &ContainerPlan, keep_fds: &[RawFd]) -> Result<(Create
     let mut steps = Steps::new(&plan.name);
     let single = steps.run("check", "checking this process", || check(keep_fds))?;
     let image = steps.run("image", "opening the image", || open_image(plan))?;
+    let filters = steps.run("filters", "preparing the system call filter", || Ok(seccomp::programs(&plan.seccomp)?))?;
     let cgroups = steps.run("cgroup", "naming the cgroups", || Ok(Cgroups::name(&plan.cgroups, &plan.name)?))?;
     let (ours, theirs) = steps.run("socket", "connecting to the container", || Ok(control::pair()?))?;
     let forked = steps.run("clone", "creating the namespaces", || clone(plan, &single))?;
     let Forked::Parent((pid, pidfd)) = forked else {
         drop(ours);
         let plan = &with_own_cgroups(plan, &cgroups);
-        init::run(Inherited { plan, socket: theirs, image, keep_fds, ignored: init::ignored_signals() })
+        init::run(Inherited { plan, socket: theirs, image, filters, keep_fds, ignored: init::ignored_signals() })
     };
     drop((theirs, image));
     let mut created = Created { pid, pidfd, cgroups, sweeper: None, network: Default::default(), times: Vec::new() };

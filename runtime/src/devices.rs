@@ -3,6 +3,7 @@
 
 use crate::mountpoints::make_file;
 use crate::step::Stop;
+use corebox_sys::fd;
 use corebox_sys::mount::{FsContext, attach, attr, clone_tree, open_in_root, set_attributes};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -32,7 +33,7 @@ impl HostDevices {
         for name in NODES {
             nodes.push((name, device(&Path::new("/dev").join(name))?));
         }
-        let terminal = terminal.map(|path| device(Path::new(path))).transpose()?;
+        let terminal = terminal.map(console).transpose()?;
         Ok(Self { nodes, terminal })
     }
 
@@ -57,6 +58,17 @@ impl HostDevices {
             attach(node, open_in_root(root, &Path::new("/dev").join(name))?, name)?;
         }
         Ok(())
+    }
+}
+
+/// The caller's terminal, which must be the one on standard input: a path can come to mean another file between the
+/// look and the bind (CVE-2025-52565).
+fn console(path: &str) -> Result<OwnedFd, Stop> {
+    let node = device(Path::new(path))?;
+    if fd::is_same_device(&node, fd::borrow(0)?) {
+        Ok(node)
+    } else {
+        Err(Stop::new(format!("{path} is not the terminal on standard input any more")))
     }
 }
 

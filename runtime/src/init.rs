@@ -5,13 +5,14 @@ use crate::mounts::{self, Sources};
 use crate::plan::ContainerPlan;
 use crate::reaper::Reaper;
 use crate::rootfs::{self, OpenImage, Staging};
+use crate::seccomp::Program;
 use crate::step::{Steps, Stop};
 use corebox_images::fuse::FuseServer;
 use corebox_spec::{Failure, NetMode, exit};
 use corebox_sys::control::Socket;
 use corebox_sys::process::{self, SingleThreaded, ns};
 use corebox_sys::signal::{self, Signals};
-use corebox_sys::{affinity, fd, fs, mount, user};
+use corebox_sys::{affinity, fd, mount, user};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
@@ -21,6 +22,8 @@ pub(crate) struct Inherited<'a> {
     pub(crate) plan: &'a ContainerPlan,
     pub(crate) socket: Socket,
     pub(crate) image: OpenImage,
+    /// What each process of the container installs before it executes its program.
+    pub(crate) filters: Vec<Program>,
     pub(crate) keep_fds: &'a [RawFd],
     /// Signals that were ignored when corebox started.
     pub(crate) ignored: Vec<i32>,
@@ -30,13 +33,14 @@ pub(crate) struct Inherited<'a> {
 pub(crate) fn run(inherited: Inherited<'_>) -> ! {
     let plan = inherited.plan;
     let mut steps = Steps::new(&plan.name);
-    let Inherited { socket, image, keep_fds, ignored, .. } = inherited;
+    let Inherited { socket, image, filters, keep_fds, ignored, .. } = inherited;
     let mut orders = Orders::default();
     match build(plan, &mut steps, &socket, &mut orders, image, keep_fds) {
         Ok(Some((server, signals, single))) => {
             report(&socket, &Report::Ready { steps: steps.times });
             let container = plan.name.clone();
-            Reaper { container, socket, orders, signals, server, single, ignored, running: BTreeMap::new() }.serve()
+            Reaper { container, socket, orders, signals, server, single, filters, ignored, running: BTreeMap::new() }
+                .serve()
         }
         Ok(None) => process::exit_now(exit::COREBOX),
         Err(failure) => {
@@ -123,8 +127,9 @@ fn take_ids(plan: &ContainerPlan) -> Result<(), Stop> {
     process::set_dumpable(true)?;
     let (uid, gid) = (plan.user.uid, plan.user.gid);
     process::unshare(ns::USER)?;
-    fs::write("/proc/self/uid_map", format!("{uid} 0 1"))?;
-    fs::write("/proc/self/gid_map", format!("{gid} 0 1"))?;
+    // The /proc of the container, which an image or a bind of the user may have built upon.
+    mount::write_proc("self/uid_map", &format!("{uid} 0 1"))?;
+    mount::write_proc("self/gid_map", &format!("{gid} 0 1"))?;
     Ok(process::set_dumpable(false)?)
 }
 

@@ -9,9 +9,10 @@ use crate::plan::{ContainerPlan, PlannedKind, PlannedMount};
 use crate::rootfs::{Staging, skip_in};
 use crate::step::Stop;
 use corebox_sys::mount::{
-    FsContext, attach, attr, clone_fd, clone_tree, open_in_root, open_in_root_for_reading, set_attributes,
+    FsContext, attach, attr, clone_fd, clone_tree, open_in_root, open_in_root_for_reading, open_in_root_without_links,
+    set_attributes,
 };
-use corebox_sys::{Errno, Error, fs};
+use corebox_sys::{Errno, Error, fd, fs};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ pub(crate) fn attach_all(
         }
         match mount.kind {
             PlannedKind::Tmpfs { .. } | PlannedKind::Devices { .. } => ours.push(PathBuf::from(&mount.target)),
-            PlannedKind::Proc => mask(root, staging)?,
+            PlannedKind::Proc => mask(root, staging, "/proc/")?,
+            _ if mount.target == "/sys" => mask(root, staging, "/sys/")?,
             _ => {}
         }
     }
@@ -96,11 +98,20 @@ fn wrong_type(error: Error, mount: &PlannedMount) -> Stop {
     }
 }
 
+/// What the kernel is found by. A link there could lead into a directory that others change (CVE-2025-52881).
+const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
 /// The place of a mount. The image's missing ones exist by now; below a tmpfs of ours they are made; below a bind of
 /// the host they are not, as that would write to the host.
 fn mount_point(root: &OwnedFd, mount: &PlannedMount, directory: bool, ours: &[PathBuf]) -> Result<OwnedFd, Stop> {
     let target = Path::new(&mount.target);
-    match open_in_root(root, target) {
+    let kernels = KERNELS.contains(&mount.target.as_str());
+    let found = if kernels { open_in_root_without_links(root, target) } else { open_in_root(root, target) };
+    match found {
+        Err(error) if kernels && error.errno == Errno::ELOOP => {
+            Err(Stop::new(format!("the image has a symbolic link at {}", mount.target))
+                .hint("programs and corebox find the kernel there by its name: make it a directory in the image."))
+        }
         Err(error) if error.errno == Errno::ENOENT => {
             let Some(base) = ours.iter().rev().find(|base| target.starts_with(base)) else {
                 return Err(Stop::new(format!("mount point {}: {error}", mount.target)).hint(
@@ -213,28 +224,54 @@ fn text_of(root: &OwnedFd, mount: &PlannedMount) -> String {
 }
 
 /// Kernel details that no job needs, hidden or read-only as runc does by default (opencontainers/runc,
-/// libcontainer/specconv/example.go).
-const HIDDEN: [&str; 9] =
-    ["acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "scsi"];
-const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+/// libcontainer/specconv/example.go), and what other kernel file systems show below /sys where the host mounted them.
+const HIDDEN: [&str; 15] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/fs/bpf",
+    "/sys/fs/pstore",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn mask(root: &OwnedFd, staging: &Staging) -> Result<(), Stop> {
-    for name in HIDDEN {
-        let target = Path::new("/proc").join(name);
-        let Ok(place) = open_in_root(root, &target) else { continue };
+/// Covers what lies below `mounted`, which has just been attached.
+fn mask(root: &OwnedFd, staging: &Staging, mounted: &str) -> Result<(), Stop> {
+    let below = |path: &&&str| path.starts_with(mounted);
+    for name in HIDDEN.iter().filter(below) {
+        let target = Path::new(name);
+        let Ok(place) = open_in_root_without_links(root, target) else { continue };
         let cover = match open_in_root_for_reading(root, &target.join(".")) {
             Ok(_) => clone_tree(&staging.empty, false)?,
-            Err(_) => clone_tree(Path::new("/dev/null"), false)?,
+            Err(_) => null_device()?,
         };
-        set_attributes(&cover, attr::NOSUID | attr::NOEXEC | attr::RDONLY, false, target.display())?;
-        attach(cover, place, target.display())?;
+        set_attributes(&cover, attr::NOSUID | attr::NOEXEC | attr::RDONLY, false, name)?;
+        attach(cover, place, name)?;
     }
-    for name in READ_ONLY {
-        let target = Path::new("/proc").join(name);
-        let Ok(place) = open_in_root(root, &target) else { continue };
-        let same = clone_fd(place.as_fd(), target.display())?;
-        set_attributes(&same, attr::NOSUID | attr::NODEV | attr::NOEXEC | attr::RDONLY, false, target.display())?;
-        attach(same, place, target.display())?;
+    for name in READ_ONLY.iter().filter(below) {
+        let Ok(place) = open_in_root_without_links(root, Path::new(name)) else { continue };
+        let same = clone_fd(place.as_fd(), name)?;
+        set_attributes(&same, attr::NOSUID | attr::NODEV | attr::NOEXEC | attr::RDONLY, false, name)?;
+        attach(same, place, name)?;
     }
     Ok(())
+}
+
+/// The host's /dev/null, which must be it: what hides a file may not show another (CVE-2025-31133).
+fn null_device() -> Result<OwnedFd, Stop> {
+    let null = clone_tree(Path::new("/dev/null"), false)?;
+    if fd::is_device(&null, 1, 3) {
+        Ok(null)
+    } else {
+        Err(Stop::new("/dev/null of the host is not the null device (1, 3)"))
+    }
 }

@@ -4,10 +4,11 @@
 use crate::cgroup::{self, CgroupPlan};
 use crate::environment;
 use crate::facts::{HostFacts, IdRange};
+use crate::seccomp;
 use crate::step::{Stop, goal};
 use corebox_images::mount::{Format, format};
 use corebox_spec::{
-    ContainerSpec, Edits, EnvEdit, Failure, ImageConfig, Mount, MountKind, NetMode, Origin, RootfsMode,
+    ContainerSpec, Edits, EnvEdit, Failure, ImageConfig, Mount, MountKind, NetMode, Origin, RootfsMode, Seccomp,
 };
 use corebox_sys::{fd, process};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,8 @@ pub struct ContainerPlan {
     pub rlimits: Vec<LimitPlan>,
     /// CPUs the container's processes are bound to; `None`: those we have.
     pub cpus: Option<corebox_spec::IdSet>,
+    /// System calls that the processes may make.
+    pub seccomp: Seccomp,
     /// Host paths that go with the container, even when corebox is killed.
     pub cleanup_paths: Vec<PathBuf>,
 }
@@ -223,6 +226,7 @@ fn decide(
     let cgroups =
         cgroup::plan(&cpu_checked(spec, facts)?.limits, &facts.hierarchies, matches!(method, RootMethod::Fuse { .. }))?;
     let workdir = workdir(spec, image)?;
+    seccomp::check(&spec.seccomp)?;
     Ok(ContainerPlan {
         name: spec.name.clone(),
         image: image.path.clone(),
@@ -237,6 +241,7 @@ fn decide(
         command: image.config.entrypoint.iter().chain(&image.config.cmd).cloned().collect(),
         rlimits: limits(facts, edits),
         cpus: spec.limits.cpus.clone(),
+        seccomp: spec.seccomp.clone(),
         cleanup_paths: Vec::new(),
         method,
         user,

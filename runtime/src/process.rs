@@ -1,6 +1,7 @@
 //! One process of a container: what it is ([`ProcessPlan`]), and how a forked child of init becomes it.
 
 use crate::message::{self, Report};
+use crate::seccomp::Program;
 use corebox_spec::{Failure, IdSet, exit};
 use corebox_sys::control::Socket;
 use corebox_sys::{Errno, Result, affinity, fd, process, signal};
@@ -69,11 +70,15 @@ impl ProcessPlan {
 
 /// Becomes the program of `plan`: bind, read back, report, exec. Never returns.
 ///
-/// `ignored` are the signals that were ignored when corebox started and stay so, as nohup(1) wants.
-pub(crate) fn become_program(plan: &ProcessPlan, socket: &Socket, ignored: &[i32]) -> ! {
+/// The filters come last: what they refuse is refused to the program, not to us. `ignored` are the signals that were ignored when corebox started and stay so, as nohup(1) wants.
+pub(crate) fn become_program(plan: &ProcessPlan, socket: &Socket, filters: &[Program], ignored: &[i32]) -> ! {
+    let failed = |error, doing, step| Failure::new(goal(plan), error).during(doing, step);
     let failure = match prepare(plan, socket, ignored) {
-        Err(error) => Failure::new(goal(plan), error).during("preparing the process", "process"),
-        Ok(()) => execute(plan),
+        Err(error) => failed(error, "preparing the process", "process"),
+        Ok(()) => match filters.iter().try_for_each(|filter| filter.install().map(drop)) {
+            Err(error) => failed(error, "installing the system call filter", "seccomp"),
+            Ok(()) => execute(plan),
+        },
     };
     let code = failure.code;
     message::report(socket, &Report::ExecFailed { id: plan.id, failure: message::shortened(failure) });
@@ -100,6 +105,7 @@ fn prepare(plan: &ProcessPlan, socket: &Socket, ignored: &[i32]) -> Result<()> {
         process::set_limit(0, *resource, *soft, *hard)?;
     }
     process::change_directory(&plan.cwd)?;
+    process::directory_is_inside(&plan.cwd)?;
     place_descriptors(plan)?;
     let cpus = affinity::cpus()?.into_iter().collect();
     let mems = affinity::memory_nodes()?.into_iter().collect();

@@ -2,6 +2,7 @@
 
 use crate::message::{Order, Orders, Report, report, shortened};
 use crate::process::{Grouping, ProcessPlan, become_program};
+use crate::seccomp::Program;
 use crate::step::goal;
 use corebox_images::fuse::FuseServer;
 use corebox_spec::{Failure, Outcome, exit};
@@ -21,6 +22,8 @@ pub(crate) struct Reaper {
     pub(crate) signals: Signals,
     pub(crate) server: Option<FuseServer>,
     pub(crate) single: SingleThreaded,
+    /// What each process installs before it executes its program.
+    pub(crate) filters: Vec<Program>,
     /// Signals that were ignored when corebox started.
     pub(crate) ignored: Vec<i32>,
     /// Started processes by pid: id, and whether they lead a group.
@@ -87,7 +90,7 @@ impl Reaper {
     fn start(&mut self, plans: &[ProcessPlan]) -> Result<()> {
         for plan in plans {
             match self.single.fork() {
-                Ok(Forked::Child) => become_program(plan, &self.socket, &self.ignored),
+                Ok(Forked::Child) => become_program(plan, &self.socket, &self.filters, &self.ignored),
                 Ok(Forked::Parent(pid)) => {
                     self.running.insert(pid, (plan.id, plan.group));
                 }

@@ -38,6 +38,16 @@ impl Stop {
     }
 }
 
+impl From<crate::seccomp::Error> for Stop {
+    fn from(error: crate::seccomp::Error) -> Self {
+        let stop = Self::new(&error);
+        match error.hint() {
+            Some(hint) => stop.hint(hint),
+            None => stop,
+        }
+    }
+}
+
 impl From<corebox_sys::Error> for Stop {
     fn from(error: corebox_sys::Error) -> Self {
         Self::new(error)

@@ -29,6 +29,19 @@ pub enum NetMode {
     None,
 }
 
+/// Which system calls the container's processes may make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// Those that HPC programs use.
+    #[default]
+    Default,
+    /// All.
+    None,
+    /// Those of a profile: the text of a `linux.seccomp` object of the OCI runtime-spec.
+    Profile(String),
+}
+
 /// A bind asked for with `-v SRC:DST[:ro]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
@@ -104,4 +117,7 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Expose RDMA devices where the host has them.
     pub rdma: bool,
+    /// System calls.
+    #[serde(default)]
+    pub seccomp: Seccomp,
 }

@@ -15,7 +15,7 @@ mod job;
 pub mod network;
 mod size;
 
-pub use container::{Bind, ContainerSpec, Limits, NetMode, RootfsMode, Tmpfs};
+pub use container::{Bind, ContainerSpec, Limits, NetMode, RootfsMode, Seccomp, Tmpfs};
 pub use edits::{Edits, EnvEdit, Mount, MountKind, Origin};
 pub use failure::{Failure, Outcome, exit};
 pub use hostlist::{HostListError, HostSlots, parse_hostfile, parse_hostlist};

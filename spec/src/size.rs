@@ -21,12 +21,12 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let bad = || SizeError::Size(text.to_owned());
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
-    let shift = match suffix.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
         _ => return Err(bad()),
     };
     let factor = 1u64 << shift;
@@ -92,7 +92,7 @@ mod tests {
         {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "x", "-1", "1X", "1.2.3", "99999999999T", "1 G"] {
+        for text in ["", "x", "-1", "1X", "1.2.3", "99999999999T", "1 G", "1kbb", "1ib"] {
             assert!(parse_size(text).is_err(), "{text} was accepted");
         }
         assert_eq!(format_size(3 << 29), "1.5 GiB");

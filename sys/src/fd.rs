@@ -198,9 +198,21 @@ pub fn open_path(path: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// What memfd_create(2) says.
 pub fn memory_file(name: &str) -> Result<OwnedFd> {
+    memory_file_with(name, libc::MFD_CLOEXEC)
+}
+
+/// As [`memory_file`], one that can be sealed.
+///
+/// # Errors
+/// What memfd_create(2) says.
+pub fn sealable_memory_file(name: &str) -> Result<OwnedFd> {
+    memory_file_with(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+}
+
+fn memory_file_with(name: &str, flags: libc::c_uint) -> Result<OwnedFd> {
     let text = c_string("memfd_create", name.as_bytes())?;
-    // SAFETY: a NUL-terminated name and a flag.
-    let fd = unsafe { libc::memfd_create(text.as_ptr(), libc::MFD_CLOEXEC) };
+    // SAFETY: a NUL-terminated name and flags.
+    let fd = unsafe { libc::memfd_create(text.as_ptr(), flags) };
     crate::mount::owned("memfd_create", name, fd.into())
 }
 
@@ -237,6 +249,21 @@ pub fn size(fd: impl AsFd) -> Result<u64> {
 pub fn file_system_answers(fd: impl AsFd) -> Result<()> {
     let number = fd.as_fd().as_raw_fd();
     nix::sys::statfs::fstatfs(fd).map(drop).map_err(|e| Error::new("ask the file system of descriptor", number, e))
+}
+
+/// Whether it is the character device with these numbers.
+pub fn is_device(fd: impl AsFd, major: u64, minor: u64) -> bool {
+    let device = |found: nix::sys::stat::FileStat| {
+        let kind = nix::sys::stat::SFlag::from_bits_truncate(found.st_mode & libc::S_IFMT);
+        kind == nix::sys::stat::SFlag::S_IFCHR && found.st_rdev == nix::sys::stat::makedev(major, minor)
+    };
+    nix::sys::stat::fstat(fd).is_ok_and(device)
+}
+
+/// Whether both are the same character device.
+pub fn is_same_device(one: impl AsFd, other: impl AsFd) -> bool {
+    use nix::sys::stat::{fstat, major, minor};
+    fstat(other).is_ok_and(|found| is_device(one, major(found.st_rdev), minor(found.st_rdev)))
 }
 
 /// Whether it is a terminal.

@@ -15,6 +15,7 @@ pub mod loopdev;
 pub mod map;
 pub mod mount;
 pub mod netns;
+pub mod own_program;
 pub mod place;
 pub mod process;
 pub mod scheduling;

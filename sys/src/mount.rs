@@ -263,6 +263,16 @@ pub fn open_in_root(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     open_beneath(root, path, libc::O_PATH | libc::O_CLOEXEC)
 }
 
+/// As [`open_in_root`], and no part of the path is a symbolic link: for the kernel's own file systems, which others write
+/// to by their well-known paths.
+///
+/// # Errors
+/// What openat2(2) says: ELOOP for a link.
+pub fn open_in_root_without_links(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
+    open_resolved(root, path, libc::O_PATH | libc::O_CLOEXEC, resolve)
+}
+
 /// As [`open_in_root`], opened for reading (for files of the image).
 ///
 /// # Errors
@@ -375,4 +385,26 @@ pub fn pivot_root(root: impl AsFd) -> Result<()> {
     // Both roots are stacked on "/" now and "." is the old one's place: detaching "." removes the old.
     nix::mount::umount2(".", MntFlags::MNT_DETACH).map_err(|e| Error::new("detach", "the old root", e))?;
     nix::unistd::chdir("/").map_err(|e| Error::new("change into", "/", e))
+}
+
+/// Whether a descriptor is of a procfs, and not of something mounted or linked in its place.
+pub fn is_procfs(fd: impl AsFd) -> bool {
+    nix::sys::statfs::fstatfs(fd).is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+/// Writes to a file below /proc that is procfs's own: neither a link nor a mount leads elsewhere (CVE-2025-52881), but
+/// for procfs's `self`.
+///
+/// # Errors
+/// What openat2(2) and write(2) say: EXDEV where something is mounted over it.
+pub fn write_proc(path: &str, text: &str) -> Result<()> {
+    let proc = crate::fd::open_path(Path::new("/proc"))?;
+    if !is_procfs(&proc) {
+        return Err(Error::new("write", format_args!("/proc/{path}, where no procfs is"), Errno::EXDEV));
+    }
+    let resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
+    let file = open_resolved(proc, Path::new(path), libc::O_WRONLY | libc::O_CLOEXEC, resolve)?;
+    // One write: the kernel reads a map whole or not at all.
+    let written = nix::unistd::write(&file, text.as_bytes());
+    written.map(drop).map_err(|e| Error::new("write", format_args!("/proc/{path}"), e))
 }

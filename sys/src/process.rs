@@ -338,6 +338,20 @@ pub fn change_directory(path: &str) -> Result<()> {
     nix::unistd::chdir(path).map_err(|e| Error::new("change into directory", path, e))
 }
 
+/// Whether the working directory is below the root directory. A descriptor of elsewhere, reached by /proc/self/fd, leads
+/// out of it (CVE-2024-21626).
+///
+/// # Errors
+/// ENOENT when it is not below, or was removed.
+pub fn directory_is_inside(path: &str) -> Result<()> {
+    // getcwd(2) gives "(unreachable)/…" for a directory outside; C libraries make ENOENT of it.
+    match nix::unistd::getcwd() {
+        Ok(found) if found.is_absolute() => Ok(()),
+        Ok(_) | Err(Errno::ENOENT) => Err(Error::new("find below the root directory", path, Errno::ENOENT)),
+        Err(e) => Err(Error::new("find", path, e)),
+    }
+}
+
 /// Sets the host name of our UTS namespace.
 ///
 /// # Errors

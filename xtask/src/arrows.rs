@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// Crate, and the crates of ours it may depend on. Every arrow points to a crate with less in it, so there is no cycle.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("corebox-spec", &[]),
     ("corebox-sys", &[]),
     ("corebox-host", &["spec", "sys"]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("corebox-tests", &["spec", "sys", "host"]),
     ("corebox-vm-tests", &["spec", "sys", "host", "tests"]),
     ("corebox-xtask", &[]),
+    ("corebox-fuzz", &["spec", "sys", "images", "runtime", "mpi"]),
 ];
 
 /// One line per dependency that is not in the picture.

@@ -9,9 +9,11 @@ mod assemble;
 mod cache;
 mod newer_calls;
 pub mod notify;
+mod ours;
 
 pub use assemble::{ACTIONS, FLAGS, OPERATORS, architectures, compile};
 pub use cache::{Cache, cached};
+pub use ours::{check, programs};
 
 use corebox_sys::seccomp::{self, Instruction, flag};
 use std::os::fd::OwnedFd;

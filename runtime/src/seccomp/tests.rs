@@ -264,3 +264,117 @@ fn what_others_could_have_written_does_not_count() {
     plant(&[&[0u8; 32], &allow[..]].concat());
     assert!(length() > 1, "with a digest of something else");
 }
+
+const X86: u32 = 0x4000_0003;
+const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp");
+
+/// The filters in the tree are what libseccomp makes of the profiles. Another libseccomp may know more names and write
+/// other instructions, so the comparison is of the version they were made with.
+#[test]
+fn compiled_filters_are_those_of_the_profiles() {
+    let library = corebox_sys::libseccomp_ffi::Libseccomp::load().unwrap();
+    let write = std::env::var_os("COREBOX_WRITE_FILTERS").is_some();
+    if library.version() != (2, 5, 4) && !write {
+        eprintln!(
+            "SKIP compiled_filters_are_those_of_the_profiles: needs libseccomp 2.5.4, here is {:?}",
+            library.version()
+        );
+        return;
+    }
+    for (name, json) in [("default", ours::DEFAULT), ("terminal", ours::TERMINAL)] {
+        for (arch, token) in [("x86_64", X86_64), ("aarch64", AARCH64)] {
+            let fresh = corebox_sys::seccomp::bytes(&compiled_for(json, &[token]).instructions);
+            let path = format!("{TREE}/{name}-{arch}.bpf");
+            if write {
+                corebox_sys::fs::write(&path, &fresh).unwrap();
+            }
+            assert!(
+                corebox_sys::fs::read(&path).unwrap() == fresh,
+                "{path}: write it again with COREBOX_WRITE_FILTERS=1"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_default_lets_hpc_programs_work_and_refuses_the_rest() {
+    let filter = compiled_for(ours::DEFAULT, &[X86_64]);
+    let call = |number: u32, args: [u64; 6]| answer(&filter, X86_64, number, args);
+    let first = |argument: u64| [argument, 0, 0, 0, 0, 0];
+    // perf_event_open, mbind, set_mempolicy, move_pages, migrate_pages, process_vm_readv, process_vm_writev, ptrace, kcmp,
+    // pidfd_getfd, shmget, mlockall, sched_setaffinity, execve, clone as fork, and as a thread
+    for number in [298, 237, 238, 279, 256, 310, 311, 101, 312, 438, 29, 151, 203, 59, 56] {
+        assert_eq!(call(number, first(17)), ALLOW, "call {number}");
+    }
+    assert_eq!(call(56, first(0x3d_0f00)), ALLOW, "a thread");
+    for (number, name) in [
+        (165, "mount"),
+        (166, "umount2"),
+        (155, "pivot_root"),
+        (161, "chroot"),
+        (428, "open_tree"),
+        (429, "move_mount"),
+        (442, "mount_setattr"),
+        (308, "setns"),
+        (321, "bpf"),
+        (175, "init_module"),
+        (246, "kexec_load"),
+        (169, "reboot"),
+        (103, "syslog"),
+        (154, "modify_ldt"),
+        (172, "iopl"),
+        (304, "open_by_handle_at"),
+        (278, "vmsplice"),
+        (167, "swapon"),
+        (323, "userfaultfd for the kernel's faults"),
+        (300, "fanotify_init"),
+    ] {
+        assert_eq!(call(number, [0; 6]), EPERM, "{name}");
+    }
+    for (number, name) in [(435, "clone3"), (425, "io_uring_setup"), (250, "keyctl"), (9999, "a call of the future")] {
+        assert_eq!(call(number, [0; 6]), ENOSYS, "{name}");
+    }
+    for flag in [0x2_0000u64, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+        assert_eq!(call(56, first(flag | 17)), EPERM, "clone {flag:#x}");
+        assert_eq!(call(272, first(flag)), EPERM, "unshare {flag:#x}");
+    }
+    assert_eq!(call(272, first(0x80)), EPERM, "unshare of the clock");
+    assert_eq!(call(272, first(0x600)), ALLOW, "unshare of files and directories");
+    for (family, expected) in [(1, ALLOW), (2, ALLOW), (10, ALLOW), (16, ALLOW), (27, ALLOW), (38, EPERM), (40, EPERM)]
+    {
+        assert_eq!(call(41, first(family)), expected, "socket {family}");
+        assert_eq!(call(41, first(family | 1 << 40)), expected, "the kernel looks at 32 bits of {family}");
+    }
+    assert_eq!(call(323, first(1)), ALLOW, "userfaultfd for own faults");
+    assert_eq!(call(135, first(0x4_0000)), ALLOW, "personality without random addresses");
+    assert_eq!(call(135, first(0x40_0000)), EPERM, "personality that reads what it may only execute");
+    assert_eq!(answer(&filter, X86, 20, [0; 6]), 0, "32-bit calls");
+    assert_eq!(call(0x4000_0000 | 39, [0; 6]), 0, "x32 calls");
+}
+
+#[test]
+fn nobody_types_on_the_callers_terminal() {
+    let filter = compiled_for(ours::TERMINAL, &[X86_64]);
+    let ioctl = |request: u64| answer(&filter, X86_64, 16, [0, request, 0, 0, 0, 0]);
+    for (request, expected) in [(0x5412, EPERM), (0x541c, EPERM), (0x5401, ALLOW), (0xc018_1b01, ALLOW)] {
+        assert_eq!(ioctl(request), expected, "{request:#x}");
+        assert_eq!(ioctl(request | 1 << 32), expected, "the kernel looks at 32 bits of {request:#x}");
+    }
+}
+
+#[test]
+fn profiles_of_engines_are_refused_by_their_words() {
+    use corebox_spec::Seccomp;
+    let said = |text: &str| check(&Seccomp::Profile(text.to_owned())).unwrap_err().to_string();
+    for (text, word) in [
+        (r#"{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64"}]}"#.to_owned(), "archMap"),
+        (rule("SCMP_ACT_ERRNO", r#","includes":{"caps":["CAP_SYS_ADMIN"]}"#), "includes"),
+        (rule("SCMP_ACT_NOTIFY", "").replacen('{', r#"{"listenerPath":"/x","#, 1), "corebox oci"),
+        ("{}".to_owned(), "defaultAction"),
+        ("x".to_owned(), "runtime-spec"),
+    ] {
+        assert!(said(&text).contains(word), "{text}: {}", said(&text));
+    }
+    let empty = rule("SCMP_ACT_ERRNO", r#","includes":{},"excludes":{}"#);
+    assert_eq!(check(&Seccomp::Profile(empty)), Ok(()));
+}

@@ -9,6 +9,9 @@
 //! [`Timing::handshake`], and is not noticed by the job. The listener closes when all children are linked.
 
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod link;
 mod listener;

@@ -1,0 +1,4 @@
+//! libFuzzer's entry to [`corebox_fuzz::elf`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| corebox_fuzz::elf(bytes));
