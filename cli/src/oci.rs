@@ -117,6 +117,7 @@ struct Alone {
 }
 
 /// Whether the program was called by this name.
+#[allow(dead_code)] // by the program that has this name it is not asked
 pub fn is_called_so(name: Option<&std::ffi::OsStr>) -> bool {
     name.is_some_and(|name| std::path::Path::new(name).file_name().is_some_and(|name| name == "corebox-oci"))
 }
