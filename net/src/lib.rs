@@ -105,6 +105,7 @@ pub fn sweep() {
 #[derive(Debug)]
 pub struct Guard {
     owner: lease::Owner,
+    networks: Vec<String>,
     namespace: NetworkNamespace,
 }
 
@@ -117,7 +118,8 @@ impl Guard {
         if plan.interfaces.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self { owner: lease::Owner::of(pid)?, namespace: NetworkNamespace::of_process(pid)? }))
+        let networks = plan.interfaces.iter().map(|interface| interface.network.clone()).collect();
+        Ok(Some(Self { owner: lease::Owner::of(pid)?, networks, namespace: NetworkNamespace::of_process(pid)? }))
     }
 
     /// The descriptor that it must keep.
@@ -128,6 +130,9 @@ impl Guard {
     /// Takes everything back; the container's processes are dead.
     pub fn run(self) {
         attach::take_apart(&self.owner, &self.namespace);
+        for network in &self.networks {
+            let _ = lease::Store::of(network).give_back(&self.owner); // that of a dead process is free anyhow
+        }
         state::forget(&self.owner);
         drop(self.namespace);
         sweep();

@@ -14,7 +14,9 @@ use crate::wire::exchange::{ARITY, Config, Exchange, Secret, Timing};
 use crate::wire::pmix::Library;
 use corebox_host::Host;
 use corebox_images::{Image, Pin, Store};
-use corebox_spec::{Failure, exit};
+use corebox_runtime::Container;
+use corebox_spec::{Failure, NetMode, exit};
+use corebox_sys::netns::NetworkNamespace;
 use link::{LauncherGone, LauncherLink};
 use ranks::Ranks;
 use service::{Service, Start};
@@ -70,11 +72,19 @@ fn serve(link: &mut LauncherLink) -> Result<(), End> {
         nodes: &plan.nodes,
         topology: &node.facts.host.topology,
         user: ranks.user(),
+        namespace: own_network(&plan, &container)?,
         parent: plan.tree.map(|tree| tree.parent).unwrap_or_default(),
     })?;
     container.wait_ready()?;
     ranks.start(&mut container, &mut service)?;
     attend::attend(link, &mut ranks, &mut container, &mut service)
+}
+
+/// The network namespace of a container that does not have the host's.
+fn own_network(plan: &NodePlan, container: &Container) -> Result<Option<NetworkNamespace>, Failure> {
+    let pid = container.init_pid().filter(|_| plan.container.net == NetMode::None);
+    let namespace = pid.map(NetworkNamespace::of_process).transpose();
+    namespace.map_err(|e| starting("opening the container's network", "pmix", e))
 }
 
 fn starting(doing: &str, step: &str, cause: impl std::fmt::Display) -> Failure {

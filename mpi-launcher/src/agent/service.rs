@@ -8,6 +8,7 @@ use crate::wire::pmix::{Library, LocalRank, PmixServer, ServerConfig};
 use crate::wire::{JobShape, PmiServer, Protocol, WireEvent, WireUp};
 use corebox_host::Topology;
 use corebox_spec::{Failure, ImageFacts, MpiFamily};
+use corebox_sys::netns::NetworkNamespace;
 use nix::sys::stat::Mode;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -28,6 +29,8 @@ pub struct Start<'a> {
     pub user: (u32, u32),
     /// Where the parent in the exchange tree listens.
     pub parent: Vec<SocketAddr>,
+    /// The container's network namespace, if it has its own.
+    pub namespace: Option<NetworkNamespace>,
 }
 
 /// Before [`Service::start`]: no thread, only descriptors and a directory.
@@ -100,12 +103,28 @@ impl Service {
         let Some(mut exchange) = self.exchange.take() else { return Ok(()) };
         exchange.start(start.parent.clone()).map_err(|e| starting("connecting the agents", "exchange", e))?;
         let protocol = match (self.pmi, self.library.take()) {
-            (Pmi::Pmix, Some(library)) => Protocol::Pmix(Box::new(self.start_pmix(library, &start)?)),
+            (Pmi::Pmix, Some(library)) => Protocol::Pmix(Box::new(self.start_pmix_inside(library, &start)?)),
             (Pmi::Pmi1, _) => Protocol::Pmi(Box::new(PmiServer::new(self.shape.clone()))),
             (Pmi::None | Pmi::Pmix, _) => Protocol::None,
         };
         self.wire = Some(WireUp::new(exchange, protocol));
         Ok(())
+    }
+
+    /// libpmix listens on the loopback interface, which is another one in the container: its socket is opened there, and the
+    /// threads it starts stay there.
+    fn start_pmix_inside(&mut self, library: Library, start: &Start) -> Result<PmixServer, Failure> {
+        let Some(namespace) = &start.namespace else { return self.start_pmix(library, start) };
+        let refused = |e: corebox_sys::Error| {
+            starting("entering the container's network", "pmix", e)
+                .hint("Open MPI's ranks reach their launcher by the loopback interface; without root, `--net host`.")
+        };
+        let inside = || {
+            // Init brings it up, too, at the same time.
+            corebox_net::loopback_up().map_err(refused)?;
+            self.start_pmix(library, start)
+        };
+        namespace.inside(inside).map_err(refused)?
     }
 
     fn start_pmix(&mut self, library: Library, start: &Start) -> Result<PmixServer, Failure> {
