@@ -127,7 +127,7 @@ impl Error {
             Self::Kernel(error) if error.call == "add address" && matches!(error.errno, Errno::EACCES | Errno::EOPNOTSUPP) => "IPv6 is turned off here (sysctl net.ipv6.conf.*.disable_ipv6, or ipv6.disable=1 at boot): give an IPv4 address.".to_owned(),
             Self::Kernel(_) => return None,
             Self::Unsupported { kind, .. } => format!("your administrator loads the module `{kind}` (or boots a kernel with it); `corebox net check` lists what this kernel has."),
-            Self::Unprivileged { .. } => "`--net host` (the default) and `--net none` need nothing; your administrator grants more (`corebox net attach`, or the batch system's plugin).".to_owned(),
+            Self::Unprivileged { .. } => "`--net host` (the default) and `--net none` need nothing; the others need somebody with CAP_NET_ADMIN to start corebox (root, the batch system).".to_owned(),
             Self::Policy { .. } => "ask the administrator of this site; `corebox net ls` shows what you may use.".to_owned(),
             Self::UnknownNetwork { .. } => "`corebox net ls` lists the site's networks; kinds are veth, macvlan, ipvlan, netkit, phys and sriov.".to_owned(),
             Self::Config { .. } => "your administrator corrects it; `corebox net check` tests it.".to_owned(),
