@@ -4,7 +4,8 @@ use clap::ValueEnum;
 use corebox_runtime::environment;
 use corebox_spec::network::NetCores;
 use corebox_spec::{
-    Bind, ContainerSpec, Failure, IdSet, Limits, NetArgument, NetworkSpec, RootfsMode, Seccomp, Tmpfs, parse_size,
+    Bind, ContainerSpec, FabricPolicy, Failure, IdSet, Limits, NetArgument, NetworkSpec, RdmaLimit, RdmaSelect,
+    RootfsMode, Seccomp, Tmpfs, parse_size,
 };
 use corebox_sys::fs;
 use std::path::{Component, Path, PathBuf};
@@ -61,13 +62,23 @@ pub struct ContainerOptions {
     /// Limit of processes and threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
-    /// Hide the host's RDMA devices.
-    #[arg(long)]
+    /// RDMA devices of the host to expose: all, none, nearest (to the container's CPUs), vf (virtual functions),
+    /// netdev=IF, or names.
+    #[arg(long, default_value = "all", value_name = "WHICH", value_parser = str::parse::<RdmaSelect>)]
+    rdma: RdmaSelect,
+    /// Hide the host's RDMA devices: --rdma none.
+    #[arg(long, conflicts_with = "rdma")]
     no_rdma: bool,
     /// System calls the processes may make: `default` refuses what no HPC program needs, `none` refuses nothing, FILE
     /// is a seccomp profile as in an OCI config.json.
     #[arg(long, value_name = "default|none|FILE", default_value = "default")]
     seccomp: String,
+    /// Limit an HCA's resources for this container.
+    #[arg(long = "rdma-limit", value_name = "DEV:handles=N,objects=M", value_parser = str::parse::<RdmaLimit>)]
+    rdma_limits: Vec<RdmaLimit>,
+    /// Look whether the RDMA devices work inside before anything starts: refuse if they do not, say so, or do not look.
+    #[arg(long, value_enum, default_value = "any", value_name = "POLICY")]
+    fabric: FabricName,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -76,6 +87,13 @@ enum RootfsName {
     Kernel,
     Fuse,
     Unpack,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FabricName {
+    Require,
+    Prefer,
+    Any,
 }
 
 impl ContainerOptions {
@@ -112,8 +130,18 @@ impl ContainerOptions {
             env: environment::asked_for(&self.env, |name| std::env::var(name).ok())
                 .map_err(|cause| wrong(format!("--env: {cause}")))?,
             caller_env: environment::for_job(caller_variables()),
-            limits: Limits { cpus: self.cpus.clone(), memory: self.mem, pids: self.pids },
-            rdma: !self.no_rdma,
+            limits: Limits {
+                cpus: self.cpus.clone(),
+                memory: self.mem,
+                pids: self.pids,
+                rdma: self.rdma_limits.clone(),
+            },
+            rdma: if self.no_rdma { RdmaSelect::None } else { self.rdma.clone() },
+            fabric: match self.fabric {
+                FabricName::Require => FabricPolicy::Require,
+                FabricName::Prefer => FabricPolicy::Prefer,
+                FabricName::Any => FabricPolicy::Any,
+            },
             seccomp: seccomp(&self.seccomp).map_err(|cause| wrong(format!("--seccomp: {cause}")))?,
         })
     }

@@ -6,6 +6,7 @@ mod image;
 mod mpirun;
 mod net;
 mod oci;
+mod rdma;
 mod reference;
 mod run;
 
@@ -27,6 +28,7 @@ enum Command {
     Host(host::Args),
     Image(image::Args),
     Net(net::Args),
+    Rdma(rdma::Args),
     Run(run::Args),
     Mpirun(Box<mpirun::Args>),
     Oci(Box<oci::Args>),
@@ -48,6 +50,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args),
         Command::Net(args) => net::run(args),
+        Command::Rdma(args) => rdma::run(args),
         Command::Run(args) => run::run(args),
         Command::Mpirun(args) => mpirun::run(*args),
         Command::Oci(args) => oci::run(*args),

@@ -100,6 +100,8 @@ pub struct Hello {
 pub struct NodeFacts {
     /// The machine.
     pub host: corebox_host::Host,
+    /// Its RDMA devices.
+    pub rdma: corebox_rdma::Inventory,
     /// Addresses other agents may reach this one by.
     pub addresses: Vec<SocketAddr>,
     /// How other nodes know this one, for the containers' networks; the first is preferred.
@@ -124,6 +126,8 @@ pub struct RankPlan {
     pub wdir: Option<String>,
     /// Whether the rank is bound (anything but `--bind-to none`); else an inherited memory policy stays.
     pub bound: bool,
+    /// HCA and port it was told to use: `mlx5_0:1`.
+    pub hca: Option<String>,
     /// CPUs and memory nodes.
     pub binding: crate::bind::Binding,
 }

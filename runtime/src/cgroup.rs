@@ -4,7 +4,7 @@
 //! A cgroup is made only when limits are asked for, as a child of the cgroup we are in: never outside the batch step.
 
 use crate::step::Stop;
-use corebox_spec::{IdSet, Limits};
+use corebox_spec::{IdSet, Limits, RdmaLimit};
 use corebox_sys::{Errno, Error, Result, fd, fs};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -114,6 +114,7 @@ pub(crate) fn plan(
     wanted.extend(limits.cpus.as_ref().map(|cpus| ("cpuset", Wanted::Cpus(cpus))));
     wanted.extend(limits.memory.map(|bytes| ("memory", Wanted::Memory(bytes))));
     wanted.extend(limits.pids.map(|pids| ("pids", Wanted::Pids(pids.saturating_add(own_processes)))));
+    wanted.extend(limits.rdma.iter().map(|limit| ("rdma", Wanted::Rdma(limit))));
     let mut plans: Vec<CgroupPlan> = Vec::new();
     for (controller, wanted) in wanted {
         let has = |h: &&Hierarchy| h.controllers.iter().any(|c| c == controller);
@@ -150,6 +151,7 @@ enum Wanted<'a> {
     Cpus(&'a IdSet),
     Memory(u64),
     Pids(u64),
+    Rdma(&'a RdmaLimit),
 }
 
 impl Wanted<'_> {
@@ -175,8 +177,16 @@ impl Wanted<'_> {
                 set("memory.memsw.limit_in_bytes", bytes.to_string()),
             ],
             (Self::Pids(pids), _) => vec![set("pids.max", pids.to_string())],
+            // One device per write, in both versions.
+            (Self::Rdma(limit), _) => vec![set("rdma.max", rdma_line(limit))],
         }
     }
+}
+
+/// `mlx5_0 hca_handle=2 hca_object=max` (cgroup-v2.rst, RDMA).
+fn rdma_line(limit: &RdmaLimit) -> String {
+    let value = |number: Option<u32>| number.map_or("max".to_owned(), |number| number.to_string());
+    format!("{} hca_handle={} hca_object={}", limit.device, value(limit.handles), value(limit.objects))
 }
 
 /// Settings that a kernel without swap accounting does not have.

@@ -8,13 +8,14 @@ use crate::rootfs::{self, OpenImage, Staging};
 use crate::seccomp::Program;
 use crate::step::{Steps, Stop};
 use corebox_images::fuse::FuseServer;
-use corebox_spec::{Failure, NetMode, exit};
+use corebox_spec::{FabricPolicy, Failure, NetMode, exit};
 use corebox_sys::control::Socket;
 use corebox_sys::process::{self, SingleThreaded, ns};
 use corebox_sys::signal::{self, Signals};
 use corebox_sys::{affinity, fd, mount, user};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
 
 /// Everything the child got from its parent by being forked.
 #[derive(Debug)]
@@ -81,6 +82,7 @@ fn build(
     drop(root);
     steps.run("ids", "taking the caller's ids", || take_ids(plan))?;
     steps.run("privileges", "dropping privileges", drop_privileges)?;
+    steps.run("fabric", "looking whether RDMA works inside", || fabric(plan))?;
     Ok(Some((server, signals, single)))
 }
 
@@ -137,6 +139,26 @@ fn drop_privileges() -> Result<(), Stop> {
     user::drop_capabilities()?;
     process::no_new_privileges()?;
     Ok(())
+}
+
+/// Tries each piece of RDMA as the container's programs will: now, when nothing of root's rights is left.
+fn fabric(plan: &ContainerPlan) -> Result<(), Stop> {
+    let Some(check) = &plan.fabric else { return Ok(()) };
+    let found = corebox_rdma::verify::inside(check, Path::new("/"));
+    let Some(first) = found.first() else { return Ok(()) };
+    match check.policy {
+        FabricPolicy::Require => {
+            let causes: Vec<&str> = found.iter().map(|finding| finding.cause.as_str()).collect();
+            Err(Stop::new(causes.join("; ")).hint(format!("{} `--fabric prefer` starts without.", first.cure)))
+        }
+        FabricPolicy::Prefer => {
+            for finding in &found {
+                eprintln!("corebox: RDMA does not work in `{}`: {}; {}", plan.name, finding.cause, finding.cure);
+            }
+            Ok(())
+        }
+        FabricPolicy::Any => Ok(()),
+    }
 }
 
 /// Signals whose being ignored is inherited on purpose: nohup(1), and background jobs of shells without job control.

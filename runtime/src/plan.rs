@@ -177,6 +177,9 @@ pub struct ContainerPlan {
     pub cgroups: Vec<CgroupPlan>,
     /// Resource limits.
     pub rlimits: Vec<LimitPlan>,
+    /// What of the fabric is looked at inside before anything starts.
+    #[serde(default)]
+    pub fabric: Option<corebox_spec::FabricCheck>,
     /// CPUs the container's processes are bound to; `None`: those we have.
     pub cpus: Option<corebox_spec::IdSet>,
     /// System calls that the processes may make.
@@ -240,6 +243,7 @@ fn decide(
         network: corebox_net::NetworkPlan::default(),
         command: image.config.entrypoint.iter().chain(&image.config.cmd).cloned().collect(),
         rlimits: limits(facts, edits),
+        fabric: edits.iter().find_map(|edits| edits.fabric.clone()),
         cpus: spec.limits.cpus.clone(),
         seccomp: spec.seccomp.clone(),
         cleanup_paths: Vec::new(),

@@ -71,6 +71,9 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// RDMA resources, per HCA.
+    #[serde(default)]
+    pub rdma: Vec<crate::RdmaLimit>,
 }
 
 impl Limits {
@@ -115,8 +118,11 @@ pub struct ContainerSpec {
     pub caller_env: Vec<String>,
     /// Limits.
     pub limits: Limits,
-    /// Expose RDMA devices where the host has them.
-    pub rdma: bool,
+    /// RDMA devices to expose, of those the host has.
+    pub rdma: crate::RdmaSelect,
+    /// What happens when they do not work inside.
+    #[serde(default)]
+    pub fabric: crate::FabricPolicy,
     /// System calls.
     #[serde(default)]
     pub seccomp: Seccomp,

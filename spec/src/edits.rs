@@ -64,4 +64,7 @@ pub struct Edits {
     pub env: Vec<EnvEdit>,
     /// Whether the locked-memory limit must be raised as far as we may (RDMA).
     pub raise_memlock: bool,
+    /// What of the fabric must work inside.
+    #[serde(default)]
+    pub fabric: Option<crate::FabricCheck>,
 }

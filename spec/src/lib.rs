@@ -13,6 +13,7 @@ mod idset;
 mod image;
 mod job;
 pub mod network;
+mod rdma;
 mod size;
 
 pub use container::{Bind, ContainerSpec, Limits, NetMode, RootfsMode, Seccomp, Tmpfs};
@@ -23,4 +24,5 @@ pub use idset::{IdSet, IdSetError};
 pub use image::{ImageConfig, ImageFacts, ImageOrigin, MpiFamily, MpiFound};
 pub use job::{AppSpec, BindTo, JobSpec, Level, MapBy, OutputMode, PmiChoice, RankBy, RemoteShell};
 pub use network::{InterfaceKind, InterfaceSpec, NetArgument, NetworkSpec};
+pub use rdma::{DeviceNode, FabricCheck, FabricPolicy, RdmaLimit, RdmaSelect};
 pub use size::{SizeError, format_size, parse_duration, parse_size};

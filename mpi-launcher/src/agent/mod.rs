@@ -147,7 +147,8 @@ impl Node {
         let network = corebox_net::node_addresses().unwrap_or_default(); // needed only for containers with interfaces
         // one for the whole job: the store may be on a file system that all nodes share
         let pin = (hello.index == 0).then(|| image.pin(&format!("job {}", hello.job))).flatten();
-        let facts = NodeFacts { host, addresses, network };
+        let rdma = corebox_rdma::Inventory::this().map_err(|e| starting("listing the HCAs", "rdma", e))?;
+        let facts = NodeFacts { host, rdma, addresses, network };
         Ok(Self { facts, hello, image, _pin: pin, exchange, libpmix })
     }
 

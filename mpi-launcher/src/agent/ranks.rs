@@ -6,7 +6,7 @@ use super::starting;
 use crate::protocol::{NodePlan, RankPlan, Stream};
 use corebox_images::Image;
 use corebox_runtime::{Container, Grouping, HostFacts, ImageSource, ProcessPlan};
-use corebox_spec::{Bind, Edits, Failure};
+use corebox_spec::{Bind, Failure, IdSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -104,8 +104,10 @@ impl Ranks {
         let facts = HostFacts::find()?;
         spec.network.busy = Some(plan.ranks.iter().flat_map(|rank| rank.binding.cpus.iter()).collect());
         let network = corebox_net::planned(&spec.network, job, false)?;
-        let mut edits = rdma_edits(&spec)?;
-        edits.push(network.edits(spec.hostname.as_deref().unwrap_or(&facts.hostname), "", !edits.is_empty()));
+        let numa = plan.ranks.iter().fold(IdSet::default(), |all, rank| all.union(&rank.binding.numa));
+        let rdma = corebox_rdma::host_edits(&spec, &numa)?;
+        let has_rdma = !rdma.mounts.is_empty();
+        let edits = [rdma, network.edits(spec.hostname.as_deref().unwrap_or(&facts.hostname), "", has_rdma)];
         let mut decided = corebox_runtime::plan(&spec, &source, &facts, &edits)?;
         decided.network = network;
         decided.cleanup_paths.extend(service.directory().map(Path::to_path_buf));
@@ -160,9 +162,4 @@ impl Ranks {
             group: Grouping::OwnGroup,
         }
     }
-}
-
-fn rdma_edits(spec: &corebox_spec::ContainerSpec) -> Result<Vec<Edits>, Failure> {
-    let found = spec.rdma.then(corebox_rdma::host_edits).transpose();
-    found.map(|edits| edits.into_iter().collect()).map_err(|e| starting("listing the HCAs", "rdma", e))
 }

@@ -11,7 +11,7 @@ pub fn table(names: &[String], plans: &[NodePlan]) -> BindingTable {
             rank: rank.rank,
             node: name.clone(),
             binding: rank.binding.clone(),
-            hca: None,
+            hca: rank.hca.clone(),
         };
         plan.ranks.iter().map(of_rank).collect()
     };

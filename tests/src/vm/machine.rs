@@ -118,7 +118,7 @@ fn relay(mut from: UnixStream, mut to: impl Write) {
 
 fn wait(qemu: &mut Child) -> Result<Ended> {
     let failed = |e| Failure::new("cannot wait for QEMU", e);
-    let limit = std::env::var("COREBOX_VM_LIMIT").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let limit = std::env::var("COREBOX_VM_LIMIT").ok().and_then(|text| text.parse().ok()).unwrap_or(600);
     let pidfd = process::open_pid(qemu.id() as i32).map_err(failed)?;
     let ended = fd::poll_readable(&[pidfd.as_fd()], Some(Duration::from_secs(limit))).map_err(failed)?[0];
     if !ended {

@@ -28,7 +28,7 @@ corebox-vm --check          whether this machine can; prints the reason why not,
 
 COREBOX_VM_GUEST    bookworm (Linux 6.12, the default) or trixie (a newer kernel, and an SR-IOV network card)
 COREBOX_VM_IMAGES   directory of the guests (`./dev images vm-bookworm`); default: corebox-dev/vm of the cache
-COREBOX_VM_LIMIT    seconds after which the machine is killed (300)
+COREBOX_VM_LIMIT    seconds after which the machine is killed (600)
 COREBOX_VM_MEMORY   the guest's memory in MiB (1024)
 ";
 
