@@ -29,7 +29,7 @@ enum Command {
     Image(image::Args),
     Net(net::Args),
     Rdma(rdma::Args),
-    Run(run::Args),
+    Run(Box<run::Args>),
     Mpirun(Box<mpirun::Args>),
     Oci(Box<oci::Args>),
     Completion(reference::CompletionArgs),
@@ -51,7 +51,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Image(args) => image::run(args),
         Command::Net(args) => net::run(args),
         Command::Rdma(args) => rdma::run(args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Mpirun(args) => mpirun::run(*args),
         Command::Oci(args) => oci::run(*args),
         Command::Completion(args) => {
