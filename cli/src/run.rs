@@ -97,9 +97,11 @@ fn rdma_edits(spec: &ContainerSpec) -> Result<Edits, Failure> {
 /// An image of the store; what has a `/` is the path of an image file (no name has one), as is what ends in `.sqsh`.
 fn find_image(reference: &str) -> Result<(ImageSource, Option<Image>), Failure> {
     if reference.contains('/') || reference.ends_with(".sqsh") {
+        corebox_images::admit(reference.as_ref(), None)?;
         return Ok((ImageSource { path: reference.into(), digest: None, config: Default::default() }, None));
     }
     let image = Store::open()?.find(reference)?;
+    corebox_images::admit(&image.path, Some(&image))?;
     let (path, digest, config) = (image.path.clone(), Some(image.digest.clone()), image.facts.config.clone());
     Ok((ImageSource { path, digest, config }, Some(image)))
 }

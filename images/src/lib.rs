@@ -39,6 +39,7 @@ mod store;
 mod tar_reader;
 mod tar_sparse;
 mod tree;
+mod trust;
 
 pub use bootstrap::{BootstrapRequest, bootstrap};
 pub use config::{CONFIG_VARIABLE, Config, RegistryConfig};
@@ -47,3 +48,4 @@ pub use import::{ImportRequest, import};
 pub use reference::{ImageName, Reference, ReferenceError};
 pub use registry::{Compress, LoginRequest, PullEvent, PullRequest, PushRequest, Pushed, login, logout, pull, push};
 pub use store::{Collected, Image, Listing, Pin, SITE_STORE, STORE_VARIABLE, Store, Usage};
+pub use trust::admit;

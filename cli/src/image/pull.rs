@@ -5,6 +5,7 @@ use corebox_images::{Config, PullEvent, PullRequest, Store};
 use corebox_spec::{Failure, format_size};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often something is said where there is no terminal.
@@ -34,6 +35,9 @@ pub struct PullArgs {
     /// How the image holds its contents: `none` starts fastest, `zstd` is smallest
     #[arg(long, value_enum, default_value = "none", value_name = "CODEC")]
     codec: CodecName,
+    /// Pull it only if this public key (PEM) has signed it, as cosign does
+    #[arg(long, value_name = "KEY")]
+    signed_by: Option<PathBuf>,
 }
 
 /// Pulls.
@@ -44,6 +48,7 @@ pub fn run(store: &Store, args: &PullArgs) -> Result<u8, Failure> {
         name: args.name.clone(),
         platform: args.platform.clone(),
         codec: args.codec.into(),
+        signed_by: args.signed_by.clone(),
     };
     let show = Show::new();
     let pulled = corebox_images::pull(store, &config, &request, &|event| show.event(event));

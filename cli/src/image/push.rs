@@ -5,6 +5,7 @@ use super::pull::Show;
 use clap::ValueEnum;
 use corebox_images::{Compress, Config, PushRequest, Store};
 use corebox_spec::Failure;
+use std::path::PathBuf;
 
 /// Send an image to a registry.
 #[derive(clap::Args)]
@@ -23,6 +24,9 @@ pub struct PushArgs {
     /// How the layer is compressed
     #[arg(long, value_enum, default_value = "gzip")]
     compress: CompressName,
+    /// Sign it as cosign does, with this private key (PEM, PKCS #8, ECDSA P-256, not encrypted)
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
 }
 
 /// Compressions as users name them.
@@ -44,7 +48,8 @@ pub fn run(store: &Store, args: &PushArgs) -> Result<u8, Failure> {
         CompressName::Zstd => Compress::Zstd,
         CompressName::None => Compress::None,
     };
-    let request = PushRequest { image: args.image.clone(), reference: args.reference.clone(), compress };
+    let request =
+        PushRequest { image: args.image.clone(), reference: args.reference.clone(), compress, sign: args.sign.clone() };
     let show = Show::new();
     show.bar.set_message(format!("sending {}", args.image));
     let pushed = corebox_images::push(store, &config, &request, &|event| show.event(event));

@@ -14,6 +14,7 @@ mod login;
 mod pull;
 mod push;
 mod resolve;
+mod signatures;
 
 pub(crate) use layer_file::sweep as sweep_layers;
 pub use login::{LoginRequest, login, logout};

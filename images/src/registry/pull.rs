@@ -6,6 +6,7 @@ use super::client::{ClientError, Wanted};
 use super::error::Kind;
 use super::layer_file::LayerFile;
 use super::resolve::{Found, ResolveError, find};
+use super::signatures::check;
 use crate::config::Config;
 use crate::flatten::Codec;
 use crate::import::{About, import_layers, settings, store_failure};
@@ -15,11 +16,13 @@ use crate::oci::{self, OciError};
 use crate::platform::Machine;
 use crate::reference::ImageName;
 use crate::store::{Image, Store};
+use crate::trust::Policy;
 use corebox_spec::{Failure, ImageOrigin};
 use nix::errno::Errno;
 use oci_client::Reference;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
+use std::path::PathBuf;
 
 /// Digits of a lease's key: enough that two never meet, few enough for file names.
 const KEY_DIGITS: usize = 16;
@@ -35,6 +38,8 @@ pub struct PullRequest {
     pub platform: Option<String>,
     /// How the image file holds the contents.
     pub codec: Codec,
+    /// A public key (PEM): only an image that it signed is pulled.
+    pub signed_by: Option<PathBuf>,
 }
 
 /// What was asked for, understood.
@@ -62,7 +67,9 @@ pub fn pull(
     let found = find(&wish.places, &wish.machine, config, say).map_err(|error| unresolved(&goal, &error))?;
     say(PullEvent::Found { place: &found.place.to_string(), digest: &found.digest });
     oci::refuse_artifact(&found.manifest).map_err(|error| damaged(&goal, &error))?;
-    let key = key(&found.digest, wish.codec);
+    let policy = Policy::load()?;
+    let signers = check(&goal, &found, &policy, store.root(), request.signed_by.as_deref())?;
+    let key = key(&found.digest, wish.codec, &signers);
     let failed = |error| store_failure(&goal, store, &error);
     if let Some(image) = store.adopt(&key, &wish.name).map_err(failed)? {
         return Ok((wish.name, image));
@@ -78,7 +85,7 @@ pub fn pull(
     if let Some(image) = store.adopt(&key, &wish.name).map_err(failed)? {
         return Ok((wish.name, image));
     }
-    let image = fetch(store, config, &goal, &wish, &found, &key, lease.as_ref(), say)?;
+    let image = fetch(store, config, &goal, &wish, &found, signers, &key, lease.as_ref(), say)?;
     drop(lease);
     Ok((wish.name, image))
 }
@@ -108,10 +115,11 @@ fn read(request: &PullRequest, config: &Config, goal: &str) -> Result<Wish, Fail
     Ok(Wish { places, name, machine, codec: request.codec })
 }
 
-/// What makes two pulls the same work: the manifest, and what decides how the file is written.
-fn key(manifest: &str, codec: Codec) -> String {
+/// What makes two pulls the same work: the manifest, what decides how the file is written, and who signed: an image that
+/// was pulled before anybody asked for signatures is not taken for a signed one.
+fn key(manifest: &str, codec: Codec, signers: &[String]) -> String {
     let epoch = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_default();
-    let mut key = hex(&Sha256::digest(format!("{manifest} {codec:?} {epoch}")));
+    let mut key = hex(&Sha256::digest(format!("{manifest} {codec:?} {epoch} {signers:?}")));
     key.truncate(KEY_DIGITS);
     key
 }
@@ -124,6 +132,7 @@ fn fetch(
     goal: &str,
     wish: &Wish,
     found: &Found,
+    signers: Vec<String>,
     key: &str,
     lease: Option<&Lease>,
     say: &dyn Fn(PullEvent),
@@ -142,7 +151,7 @@ fn fetch(
         reference: found.place.to_string(),
         manifest: found.digest.clone(),
         platform: found.platform.clone(),
-        signers: Vec::new(),
+        signers,
     };
     let about = About { config: image_config, source: format!("docker://{}", found.place), origin: Some(origin) };
     let made =

@@ -6,17 +6,20 @@ use super::PullEvent;
 use super::address::{AddressError, places};
 use super::client::{ClientError, Connection};
 use super::error::{Kind, RegistryError};
+use super::signatures::{sign, unusable};
 use crate::config::Config;
 use crate::export::{Export, ExportError};
 use crate::layer::hex;
 use crate::platform::Machine;
 use crate::store::{Image, Store};
+use crate::trust::SigningKey;
 use corebox_spec::{Failure, ImageConfig};
 use flate2::write::GzEncoder;
 use oci_client::{Reference, RegistryOperation};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Bytes sent at once.
@@ -55,6 +58,8 @@ pub struct PushRequest {
     pub reference: String,
     /// How.
     pub compress: Compress,
+    /// A private key (PEM, PKCS #8, ECDSA P-256) to sign it with.
+    pub sign: Option<PathBuf>,
 }
 
 /// What is in the registry now.
@@ -74,11 +79,15 @@ pub fn push(store: &Store, config: &Config, request: &PushRequest, say: &dyn Fn(
     let goal = format!("cannot push `{}`", request.image);
     let image = store.find(&request.image)?;
     let place = one_place(&goal, &request.reference, config)?;
+    let key = request.sign.as_deref().map(SigningKey::read).transpose().map_err(|error| unusable(&goal, &error))?;
     let export = Export::open(&image.path).map_err(|error| unreadable(&goal, &error))?;
     let connection = Connection::new(&place, config, say).map_err(|error| failed(&goal, error))?;
     connection.log_in(RegistryOperation::Push).map_err(|error| error.failure(&goal))?;
     let layer = send_layer(&connection, &export, request.compress, say).map_err(|error| failed(&goal, error))?;
     let digest = send_manifest(&connection, &image, &layer).map_err(|error| error.failure(&goal))?;
+    if let Some(key) = &key {
+        sign(&goal, &connection, &digest, key)?;
+    }
     Ok(Pushed { reference: place.to_string(), digest })
 }
 

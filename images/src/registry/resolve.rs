@@ -38,6 +38,8 @@ pub(crate) struct Found<'a> {
     pub connection: Connection<'a>,
     /// The place as the user would name it, not the mirror.
     pub place: Reference,
+    /// `sha256:…` of what the name points to: an index, or the manifest itself.
+    pub top_digest: String,
     /// `sha256:…` of the manifest.
     pub digest: String,
     pub manifest: ImageManifest,
@@ -85,11 +87,12 @@ fn is_absent(error: &ClientError) -> bool {
 fn fetch<'a>(connection: Connection<'a>, place: &Reference, machine: &Machine) -> Result<Found<'a>, ResolveError> {
     connection.log_in(RegistryOperation::Pull)?;
     let (mut bytes, mut digest) = connection.manifest(&connection.place.clone())?;
+    let top_digest = digest.clone();
     let mut platform = None;
     for _ in 0..MAX_NESTING {
         if !is_index(&bytes)? {
             let manifest: ImageManifest = oci::parse("the manifest", &bytes)?;
-            return Ok(Found { connection, place: place.clone(), digest, manifest, platform });
+            return Ok(Found { connection, place: place.clone(), top_digest, digest, manifest, platform });
         }
         let index: ImageIndex = oci::parse("the index", &bytes)?;
         let chosen = platform::choose(index.manifests(), machine).map_err(OciError::from)?;

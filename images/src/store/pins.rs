@@ -40,6 +40,12 @@ impl Image {
         Some(pin)
     }
 
+    /// The file that says what is known about it.
+    pub(crate) fn facts_path(&self) -> PathBuf {
+        let root = self.path.ancestors().nth(3).unwrap_or(Path::new("/"));
+        super::facts_path(root, self.hex())
+    }
+
     /// Digits of the digest.
     pub(crate) fn hex(&self) -> &str {
         self.digest.trim_start_matches("sha256:")

@@ -133,6 +133,7 @@ impl Node {
             None => Store::open()?,
         };
         let image = store.find(&hello.image)?;
+        corebox_images::admit(&image.path, Some(&image))?;
         let libpmix = (hello.pmi == Pmi::Pmix).then(|| Library::find(None)).transpose()?;
         let exchange = Exchange::new(Config {
             job: hello.job.clone(),

@@ -13,4 +13,5 @@ mod sources;
 #[path = "../image/support.rs"]
 #[allow(dead_code, reason = "the suite of images uses the rest")]
 mod support;
+mod trust;
 mod users;
