@@ -82,7 +82,7 @@ struct BootstrapArgs {
     codec: CodecName,
 }
 
-/// Make an image from a directory, tar or OCI image.
+/// Make an image from a directory, tar, OCI or docker image, or squashfs file.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -94,7 +94,8 @@ What SOURCE is, is told by its content. SOURCE_DATE_EPOCH sets the times of all 
 struct ImportArgs {
     /// Name of the image: NAME[:TAG]
     name: String,
-    /// A root directory, a tar of one (plain, gzip, zstd), an OCI layout directory or an OCI archive
+    /// A root directory, a tar of one (plain, gzip, zstd), an OCI layout directory, an OCI or docker archive, or a squashfs
+    /// image of another tool
     source: PathBuf,
     /// Record your own files in a directory as yours instead of as root's
     #[arg(long)]

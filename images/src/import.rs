@@ -8,6 +8,7 @@ use crate::layer::{Layer, hex};
 use crate::reference::ImageName;
 use crate::source::{Source, SourceError};
 use crate::squash::{self, SquashError};
+use crate::squash_source::SquashSource;
 use crate::staging::Staging;
 use crate::store::{Image, Store};
 use corebox_spec::{Failure, ImageConfig, ImageFacts, ImageOrigin};
@@ -28,7 +29,8 @@ const MAX_PROCESSORS: usize = 16;
 pub struct ImportRequest {
     /// `name[:tag]` it gets.
     pub name: String,
-    /// A root directory, a tar of one (plain, gzip or zstd), an OCI layout directory or an OCI archive.
+    /// A root directory, a tar of one (plain, gzip or zstd), an OCI layout directory, an OCI or docker archive, or a
+    /// squashfs image of another tool.
     pub source: PathBuf,
     /// Record the calling user's own files as owned by that user, not by root. (Always so for root.)
     pub keep_owner: bool,
@@ -80,8 +82,12 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) ->
     let settings = settings(&goal, request.codec)?;
     let mut source = Source::open(&request.source).map_err(|error| refused(&goal, &error))?;
     source.limit(request.max_unpacked);
+    if let Source::Squashfs(path) = &source {
+        return import_squashfs(store, &goal, &name, request, path, progress);
+    }
     let file = store.stage().map_err(|error| store_failure(&goal, store, &error))?;
     let (findings, config) = match &source {
+        Source::Squashfs(_) => (Err(FlattenError::Empty), ImageConfig::default()),
         Source::Directory(root) => {
             let owners = owners(request.keep_owner);
             (flatten_directory(root, owners, file.path(), settings, progress), ImageConfig::default())
@@ -94,6 +100,21 @@ pub fn import(store: &Store, request: &ImportRequest, progress: &dyn Fn(u64)) ->
     let findings = findings.map_err(|error| flatten_failure(&goal, &error))?;
     let said = request.source.to_string_lossy().into_owned();
     finish(store, &goal, &name, file, findings, About { config, ..About::plain(said) })
+}
+
+/// Imports a squashfs image of another tool, through the tar that sqfs2tar makes of it.
+fn import_squashfs(
+    store: &Store,
+    goal: &str,
+    name: &ImageName,
+    request: &ImportRequest,
+    path: &Path,
+    progress: &dyn Fn(u64),
+) -> Result<Image, Failure> {
+    let (reading, tar) = SquashSource::start(goal, path)?;
+    let source = request.source.to_string_lossy().into_owned();
+    let made = Streamed { goal, name, source, codec: request.codec };
+    import_stream(store, made, tar, progress, |flattened| reading.finish(goal, &flattened))
 }
 
 /// What an archive from a pipe becomes.
@@ -193,7 +214,8 @@ fn refused(goal: &str, error: &SourceError) -> Failure {
     let failure = Failure::new(goal, error);
     match error {
         SourceError::File(error) if error.errno == Errno::ENOENT => failure.hint(
-            "the source is a path: a root directory, a tar (plain, gzip, zstd), an OCI layout directory or OCI archive",
+            "the source is a path: a root directory, a tar (plain, gzip, zstd), an OCI layout directory, an OCI or docker \
+             archive, or a squashfs file",
         ),
         _ => failure,
     }

@@ -1,5 +1,6 @@
 //! OCI images (image-spec): a layout directory, or the same in an uncompressed tar, read in place.
 
+use crate::docker_archive;
 use crate::layer::{Layer, hex};
 use crate::platform::{self, Machine, Unfit};
 use crate::tar_reader::{TarError, TarReader};
@@ -42,10 +43,12 @@ pub(crate) enum OciError {
     Nesting,
     #[error("it is an artifact of type {0}, not an image")]
     Artifact(String),
+    #[error("it holds several images: {}; save one of them", .0.join(" and "))]
+    Several(Vec<String>),
 }
 
 /// Where the blobs are.
-enum Blobs {
+pub(crate) enum Blobs {
     Directory(PathBuf),
     /// Offset and length of each member of a tar.
     Archive {
@@ -66,13 +69,19 @@ pub(crate) fn open_directory(path: &Path) -> Result<OciImage, OciError> {
     open(&Blobs::Directory(path.to_owned()))
 }
 
-/// Whether a tar holds an OCI layout, and then its image that fits this machine. Only headers are looked at.
+/// Whether a tar holds an OCI layout or what `docker save` writes, and then its image that fits this machine. Of a tar that
+/// is neither only headers are looked at.
 pub(crate) fn open_archive(path: &Path) -> Result<Option<OciImage>, OciError> {
     let members = members(path)?;
-    if !members.contains_key(&b"oci-layout"[..]) || !members.contains_key(&b"index.json"[..]) {
-        return Ok(None);
+    let has = |name: &str| members.contains_key(name.as_bytes());
+    // newer docker writes both, of the same image
+    let (is_layout, is_saved) = (has("oci-layout") && has("index.json"), has("manifest.json"));
+    let blobs = Blobs::Archive { file: path.to_owned(), members };
+    match (is_layout, is_saved) {
+        (true, _) => open(&blobs).map(Some),
+        (false, true) => docker_archive::open(&blobs).map(Some),
+        (false, false) => Ok(None),
     }
-    open(&Blobs::Archive { file: path.to_owned(), members }).map(Some)
 }
 
 /// Offsets of a tar's regular files; a later member replaces an earlier one.
@@ -144,7 +153,7 @@ pub(crate) fn digits(descriptor: &Descriptor) -> Result<String, OciError> {
 
 impl Blobs {
     /// File, offset and length of a member of the layout.
-    fn place(&self, name: &str) -> Result<(PathBuf, u64, u64), OciError> {
+    pub(crate) fn place(&self, name: &str) -> Result<(PathBuf, u64, u64), OciError> {
         match self {
             Self::Directory(root) => {
                 let path = root.join(name);
@@ -165,7 +174,7 @@ impl Blobs {
     }
 
     /// Reads a small member.
-    fn whole(&self, name: &str, expected: Option<u64>) -> Result<Vec<u8>, OciError> {
+    pub(crate) fn whole(&self, name: &str, expected: Option<u64>) -> Result<Vec<u8>, OciError> {
         let (path, offset, length) = self.place(name)?;
         if length > MAX_JSON {
             return Err(OciError::TooLarge(name.to_owned()));
@@ -176,6 +185,17 @@ impl Blobs {
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    /// The first bytes of a member.
+    pub(crate) fn head(&self, name: &str) -> Result<Vec<u8>, OciError> {
+        let (path, offset, length) = self.place(name)?;
+        let failed = |error: std::io::Error| Error::io("read", path.display(), &error);
+        let mut file = File::open(&path).map_err(failed)?;
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.take(length.min(16)).read_to_end(&mut bytes).map_err(failed)?;
         Ok(bytes)
     }
 

@@ -26,13 +26,15 @@ pub(crate) enum Source {
     /// A tar of a root directory.
     Tar(Layer),
     Oci(OciImage),
+    /// A squashfs image of another tool.
+    Squashfs(PathBuf),
 }
 
 impl Source {
     /// Sets how much each layer may have when unpacked.
     pub(crate) fn limit(&mut self, limit: u64) {
         match self {
-            Self::Directory(_) => {}
+            Self::Directory(_) | Self::Squashfs(_) => {}
             Self::Tar(layer) => layer.limit = limit,
             Self::Oci(image) => image.layers.iter_mut().for_each(|layer| layer.limit = limit),
         }
@@ -54,6 +56,9 @@ impl Source {
             return Err(SourceError::Kind(shown(), "neither a file nor a directory"));
         }
         let head = head_of(path)?;
+        if head.starts_with(b"hsqs") {
+            return Ok(Self::Squashfs(path.to_owned()));
+        }
         refuse_other_formats(path, &head)?;
         if Compression::of(&head) == Compression::None
             && let Some(image) = oci::open_archive(path).map_err(|error| SourceError::Oci(shown(), error))?
@@ -87,7 +92,6 @@ fn head_of(path: &Path) -> Result<Vec<u8>, Error> {
 fn refuse_other_formats(path: &Path, head: &[u8]) -> Result<(), SourceError> {
     let is = |what| Err(SourceError::Kind(path.display().to_string(), what));
     match head {
-        [b'h', b's', b'q', b's', ..] => is("a squashfs file, which cannot be imported yet"),
         [b'P', b'K', 3, 4, ..] => is("a zip file, not a tar"),
         [0x7f, b'E', b'L', b'F', ..] => is("a program, not a tar"),
         _ if head.starts_with(b"#!") && head.windows(9).any(|w| w == b"SIF_MAGIC") => {
