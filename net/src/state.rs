@@ -161,6 +161,10 @@ pub fn sweep() -> Result<()> {
         return Ok(());
     }
     let _lock = lock()?;
+    // Whoever wrote these was killed before the rename: with the lock, nobody else is writing one.
+    for unfinished in fs::list(directory())?.iter().filter(|name| name.ends_with(".new")) {
+        let _ = std::fs::remove_file(directory().join(unfinished)); // gone is gone
+    }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     let (living, dead): (Vec<Record>, Vec<Record>) = all().into_iter().partition(|record| record.owner.lives(&boot));
     let mut netlink = Netlink::open()?;

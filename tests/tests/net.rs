@@ -430,7 +430,8 @@ fn nothing_stays_of_killed_containers() {
         );
         site.shell("n1", &script);
     }
-    let _ = site.shell("n1", &format!("{corebox} net check"));
+    // Killed between write and rename, which chance meets once in some thousand cycles.
+    let _ = site.shell("n1", &format!(": >/run/corebox/net/owners/1-1.new; {corebox} net check"));
     let mut after = String::new();
     wait_until(Duration::from_secs(10), || {
         after = site.shell("n1", look);
