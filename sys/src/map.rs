@@ -20,16 +20,6 @@ impl Mapping {
         let map = unsafe { memmap2::Mmap::map(fd) };
         map.map(Self).map_err(|e| Error::io("map", object, &e))
     }
-
-    /// Asks the kernel to have these bytes in memory soon (madvise(2), MADV_WILLNEED): in one large request instead of
-    /// many small ones as they are touched. Does nothing where they are there already, and an error means no more than
-    /// that.
-    pub fn want(&self, from: usize, length: usize) {
-        let length = length.min(self.0.len().saturating_sub(from));
-        if length > 0 {
-            self.0.advise_range(memmap2::Advice::WillNeed, from, length).ok();
-        }
-    }
 }
 
 impl AsRef<[u8]> for Mapping {
