@@ -8,7 +8,7 @@
 //! retry-delay = "500ms"                   # doubled each time
 //! stall = "60s"                           # a connection without a byte for so long is cut
 //! lease = "60s"                           # a pull of another node without a sign of life for so long is taken over
-//! max-unpacked = "256G"                   # all layers of an image together, unpacked
+//! max-unpacked = "256G"                   # what one layer or archive may have when unpacked
 //!
 //! [registry."registry.site.org:5000"]
 //! http = true                             # plain http, for this registry only
@@ -77,7 +77,7 @@ pub struct Config {
     pub stall: Duration,
     /// How long a lease of another node may be silent.
     pub lease: Duration,
-    /// Bytes that an image's layers may have when unpacked.
+    /// Bytes that one layer or archive may have when unpacked.
     pub max_unpacked: u64,
     /// By `host[:port]`.
     pub registries: BTreeMap<String, RegistryConfig>,
