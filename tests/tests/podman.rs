@@ -7,19 +7,31 @@ use corebox_tests::{corebox, program, require_programs, require_root, skip, wait
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// An ordinary user with ranges of subordinate ids; made if it is missing.
+/// An ordinary user with ranges of subordinate ids: there while the test that needs it runs.
 const USER: &str = "corebox-podman";
 
-/// One storage for all tests of this program, and one of them at a time: podman locks its storage anyway.
+/// A storage of its own, removed with the value, with the user if one was made. One at a time: podman's locks are the
+/// machine's.
 struct Podman {
     directory: PathBuf,
     /// As an ordinary user.
     rootless: bool,
     _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        if self.rootless {
+            // Ends the process that keeps the user's namespaces.
+            self.output(&["system", "migrate"]);
+            let _ = Command::new("userdel").args(["--force", USER]).output();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
 }
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -31,7 +43,7 @@ impl Podman {
     }
 
     fn rootless(test: &str) -> Option<Self> {
-        if !require_programs(test, &["newuidmap", "setpriv"]) {
+        if !require_programs(test, &["newuidmap", "setpriv", "useradd", "userdel"]) {
             return None;
         }
         Self::prepare(test, true)
@@ -42,16 +54,9 @@ impl Podman {
             return None;
         }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        static ROOT: OnceLock<PathBuf> = OnceLock::new();
-        static USERS: OnceLock<PathBuf> = OnceLock::new();
-        let place = if rootless { &USERS } else { &ROOT };
-        let directory = place.get_or_init(|| make_directory(rootless)).clone();
-        let podman = Self { directory, rootless, _turn: turn };
-        let there = podman.output(&["image", "exists", "bb"]).status.success();
-        if !there {
-            let tar = podman.directory.join("busybox.tar");
-            podman.must(&["import", tar.to_str().expect("a path of ours"), "bb"]);
-        }
+        let podman = Self { directory: make_directory(rootless), rootless, _turn: turn };
+        let tar = podman.directory.join("busybox.tar");
+        podman.must(&["import", tar.to_str().expect("a path of ours"), "bb"]);
         Some(podman)
     }
 
