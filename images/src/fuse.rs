@@ -71,7 +71,7 @@ impl FuseServer {
             Forked::Child => {
                 let served = match program {
                     Some(program) => Err(become_program(program, image, &device, &log).into()),
-                    None => serve_here(image, device, &log),
+                    None => serve_here(image, &device, &log),
                 };
                 let code = if let Err(error) = served {
                     // The parent reads the log when the server is gone; there is nowhere else to say it.
@@ -117,12 +117,12 @@ fn leave(log: &OwnedFd) -> Result<()> {
 }
 
 /// Serves in this process, which shares the program's pages with init.
-fn serve_here(image: BorrowedFd<'_>, device: OwnedFd, log: &OwnedFd) -> std::result::Result<(), Unusable> {
+fn serve_here(image: BorrowedFd<'_>, device: &OwnedFd, log: &OwnedFd) -> std::result::Result<(), Unusable> {
     process::set_name("corebox-fuse")?;
     leave(log)?;
     fd::close_all_but(&[0, 1, 2, image.as_raw_fd(), device.as_raw_fd(), log.as_raw_fd()])?;
     // signals stay blocked, as init has them: nobody but SIGKILL ends it
-    erofs::serve(image, device)
+    erofs::serve(image, device.as_fd())
 }
 
 /// Becomes the server; returns only with the reason why not.

@@ -1,7 +1,8 @@
 //! Inventory and selection on the sysfs trees of machines with many HCAs.
 //!
-//! The trees are written, not copied: file names and values follow the kernel's Documentation/ABI (sysfs-class-infiniband,
-//! sysfs-bus-pci), the drivers' sources, and what public bug reports show of such machines. They hold what corebox reads.
+//! The trees are written by hand, not copied from machines, and none has been compared with one: file names and values are
+//! meant to be those of the kernel's Documentation/ABI (sysfs-class-infiniband, sysfs-bus-pci) and of the drivers. They hold
+//! what corebox reads.
 
 use corebox_rdma::{Hca, Inventory, rails, select};
 use corebox_spec::{IdSet, RdmaSelect};

@@ -13,7 +13,7 @@ use fuser::{
     ReplyXattr, Request, Session, SessionACL,
 };
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,11 +26,12 @@ const BACKGROUND: u16 = 64;
 /// Largest request.
 const LARGEST: u32 = 1 << 20;
 
-/// Serves the image in `image` on the mounted FUSE `device` until it is unmounted.
+/// Serves the image in `image` on the mounted FUSE `device` until it is unmounted. The caller's `device` stays open: who
+/// waits for an answer learns of an error only when the caller has said why.
 ///
 /// # Errors
 /// An image that cannot be read, or a device that cannot be served.
-pub(crate) fn serve(image: BorrowedFd<'_>, device: OwnedFd) -> Result<(), Unusable> {
+pub(crate) fn serve(image: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Unusable> {
     let reader = Reader::open(Mapping::of(image, "the image")?)?;
     let mut config = Config::default();
     // the mount's own options decide who may, not the server
@@ -38,6 +39,7 @@ pub(crate) fn serve(image: BorrowedFd<'_>, device: OwnedFd) -> Result<(), Unusab
     config.n_threads = Some(std::thread::available_parallelism().map_or(1, usize::from).clamp(2, MOST_THREADS));
     config.clone_fd = true;
     let failed = |error: std::io::Error| Error::io("serve", "/dev/fuse", &error);
+    let device = device.try_clone_to_owned().map_err(failed)?;
     let session = Session::from_fd(Server { reader }, device, SessionACL::All, config).map_err(failed)?;
     Ok(session.run().map_err(failed)?)
 }
