@@ -74,6 +74,8 @@ enum Command {
     Events(resources::EventsArgs),
     Spec(describe::SpecArgs),
     Features(describe::FeaturesArgs),
+    Checkpoint(lifecycle::CheckpointArgs),
+    Restore(lifecycle::CheckpointArgs),
 }
 
 impl Global {
@@ -104,6 +106,8 @@ pub fn run(args: Args) -> Result<u8, Failure> {
         Command::Events(args) => resources::events(&global, &args),
         Command::Spec(args) => describe::spec(&args),
         Command::Features(_) => describe::features(),
+        Command::Checkpoint(args) => lifecycle::refuse_checkpoint("checkpoint", &args),
+        Command::Restore(args) => lifecycle::refuse_checkpoint("restore", &args),
     };
     result.inspect_err(|failure| log::write(global.log.as_deref(), global.log_format, failure))
 }

@@ -15,6 +15,7 @@ mod hooks;
 mod id_maps;
 mod init;
 mod join;
+mod label;
 mod life;
 mod link;
 mod plan;

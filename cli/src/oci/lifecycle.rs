@@ -56,6 +56,26 @@ pub struct DeleteArgs {
     id: String,
 }
 
+/// Refused: corebox does not save containers.
+#[derive(Debug, clap::Args)]
+pub struct CheckpointArgs {
+    /// Options of runc and the name of the container.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS", hide = true)]
+    rest: Vec<String>,
+}
+
+/// Refuses `checkpoint` and `restore`: nothing is done.
+///
+/// # Errors
+/// Always.
+pub fn refuse_checkpoint(verb: &str, args: &CheckpointArgs) -> Result<u8, Failure> {
+    let name = args.rest.last().filter(|word| !word.starts_with('-')).map_or("a container", String::as_str);
+    let cause = format!("`{verb}` is not supported: corebox does not drive CRIU");
+    Err(Failure::new(format!("cannot {verb} `{name}`"), cause).hint(
+        "let the program save its own state, as MPI programs do; runc and crun checkpoint with the package `criu`.",
+    ))
+}
+
 /// Runs `start`.
 pub fn start(global: &Global, args: &StartArgs) -> Result<u8, Failure> {
     warn(&oci::start(&global.root(), &args.id)?);

@@ -115,6 +115,9 @@ pub struct ExecArgs {
     /// Also in a paused container; it runs when that is resumed.
     #[arg(long)]
     ignore_paused: bool,
+    /// cgroup below the container's to run in; with CONTROLLER, only that one's (cgroup version 1); repeatable then.
+    #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]PATH")]
+    cgroup: Vec<String>,
     /// Accepted for the callers of runc.
     #[arg(long, hide = true)]
     no_subreaper: bool,
@@ -159,6 +162,7 @@ pub fn exec(global: &Global, args: ExecArgs) -> Result<u8, Failure> {
         detach: args.detach,
         preserve_fds: args.preserve_fds,
         ignore_paused: args.ignore_paused,
+        cgroups: args.cgroup,
     };
     oci::exec(&asked).map(|ran| code(&ran))
 }

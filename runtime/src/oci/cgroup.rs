@@ -96,6 +96,55 @@ impl Groups {
         Ok(Self { unified: facts.unified, directories, lenient: facts.unprivileged })
     }
 
+    /// Those that `exec --cgroup` names: `PATH` below each of them, or `CONTROLLER[,CONTROLLER...]:PATH` below that of
+    /// these controllers (version 1), the others as they are. They must be there.
+    ///
+    /// # Errors
+    /// A path that leads out or is not there, an unknown controller, one named twice.
+    pub(crate) fn below(&self, asked: &[String]) -> std::result::Result<Self, Stop> {
+        let mut below = self.clone();
+        let mut taken = vec![false; self.directories.len()];
+        for text in asked {
+            let refuse = |why: String| Stop::new(format!("`--cgroup {text}`: {why}"));
+            let (controllers, path) = match text.split_once(':') {
+                Some((controllers, path)) => (controllers.split(',').collect(), path),
+                None => (Vec::new(), text.as_str()),
+            };
+            if controllers.is_empty() && asked.len() > 1 {
+                return Err(refuse("a path without controllers is for all of them, so it must be the only one".into()));
+            }
+            if !controllers.is_empty() && self.unified {
+                return Err(refuse("cgroup version 2 has one path for all controllers".into()));
+            }
+            let inside = Path::new(path.trim_start_matches('/'));
+            if inside.components().any(|part| part == Component::ParentDir) {
+                return Err(refuse("it leads out with `..`".into()));
+            }
+            let mut indexes: Vec<usize> = (0..self.directories.len()).filter(|_| controllers.is_empty()).collect();
+            for controller in controllers {
+                let index =
+                    self.with(controller).ok_or_else(|| refuse(format!("no controller `{controller}` here")))?;
+                if taken[index] {
+                    return Err(refuse(format!("`{controller}`, or one of the same hierarchy, is named twice")));
+                }
+                taken[index] = true;
+                indexes.push(index);
+            }
+            for index in indexes {
+                let group = &mut below.directories[index];
+                if !group.exists() {
+                    continue;
+                }
+                group.path.push(inside);
+                if !group.path.is_dir() {
+                    return Err(refuse(format!("{} is not there", group.path.display()))
+                        .hint("make it first: from inside the container, or with mkdir."));
+                }
+            }
+        }
+        Ok(below)
+    }
+
     /// The directory with this controller: its index.
     pub(crate) fn with(&self, controller: &str) -> Option<usize> {
         if self.unified {

@@ -74,12 +74,14 @@ pub(crate) fn make(
 ) -> Result<Made, Failure> {
     let mut steps = Steps::new(&asked.id);
     // Whatever the caller left open stays out of the container and its hooks.
-    let first = 3 + i32::try_from(asked.preserve_fds).unwrap_or(0);
+    let listen = program::given_sockets();
+    let first = i32::try_from(listen.saturating_add(asked.preserve_fds)).map_or(i32::MAX, |n| n.saturating_add(3));
     let single = steps
         .run("check", "checking this process", || Ok((fd::close_on_exec_from(first)?, SingleThreaded::check()?).1))?;
     let config = steps.run("config", "reading config.json", || Config::read(&asked.bundle, asked.systemd_cgroup))?;
     let facts = steps.run("facts", "looking at the host", || Ok(cgroup::Facts::find()?))?;
     let mut plan = steps.run("plan", "planning", || plan::plan(&asked.id, &config, &facts))?;
+    plan.process.listen = listen;
     let console = steps.run("terminal", "connecting the console", || console(plan.process.terminal))?;
     let directory =
         steps.run("state", "making the state directory", || StateDirectory::make(&asked.root, &asked.id))?;

@@ -59,6 +59,8 @@ pub struct Exec {
     pub preserve_fds: u32,
     /// Also in a paused container: it runs when that is resumed.
     pub ignore_paused: bool,
+    /// cgroups below the container's, as `[CONTROLLER[,CONTROLLER...]:]PATH`.
+    pub cgroups: Vec<String>,
 }
 
 /// Runs it.
@@ -71,6 +73,7 @@ pub fn exec(asked: &Exec) -> Result<Ran, Failure> {
     let single = steps
         .run("check", "checking this process", || Ok((fd::close_on_exec_from(first)?, SingleThreaded::check()?).1))?;
     let (directory, record) = steps.run("state", "looking for the container", || open(asked))?;
+    let groups = steps.run("cgroup", "looking for its cgroups", || record.groups.below(&asked.cgroups))?;
     let spec = steps.run("config", "reading the kept config.json", || directory.kept())?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let (plan, filter) = steps
@@ -79,7 +82,8 @@ pub fn exec(asked: &Exec) -> Result<Ran, Failure> {
         if asked.detach { None } else { Some(steps.run("signals", "watching signals", || Ok(Signals::block_all()?))?) };
     let (reception, console) = steps.run("terminal", "connecting the console", || console(asked, plan.terminal))?;
     let (ours, theirs) = steps.run("socket", "connecting to the process", || Ok(control::pair()?))?;
-    let joined = steps.run("join", "joining the container", || join(&record, &plan, &single, &ours, &theirs))?;
+    let joined =
+        steps.run("join", "joining the container", || join(&record, &groups, &plan, &single, &ours, &theirs))?;
     let Forked::Parent((pid, pidfd)) = joined else {
         drop(ours);
         inside(asked, &plan, filter.as_ref(), &theirs, console)
@@ -196,6 +200,7 @@ fn console(asked: &Exec, terminal: bool) -> Result<(Option<Reception>, Option<Ow
 /// Joins the cgroups and namespaces of the container by a process in between, and returns in its child, our child.
 fn join(
     record: &Record,
+    groups: &cgroup::Groups,
     plan: &ProcessPlan,
     single: &SingleThreaded,
     ours: &Socket,
@@ -212,7 +217,7 @@ fn join(
         let enter = || -> Result<Forked<(i32, OwnedFd)>, Stop> {
             process::set_dumpable(false)?;
             program::bind(plan.affinity.0.as_ref())?;
-            cgroup::attach(&record.groups, process::id())?;
+            cgroup::attach(groups, process::id())?;
             program::bind(plan.affinity.1.as_ref())?;
             process::join(&target, kinds, format_args!("of container `{}`", record.id))?;
             Ok(single.clone_sibling(0)?)

@@ -1,5 +1,6 @@
 //! How a process inside becomes the program of its [`ProcessPlan`]: identity, privileges, limits, exec.
 
+use crate::oci::label;
 use crate::oci::link::{self, Word};
 use crate::oci::plan::process::ProcessPlan;
 use crate::seccomp::{Program, notify};
@@ -68,10 +69,11 @@ fn set_groups(plan: &ProcessPlan) -> Result<(), Stop> {
     Err(Stop::new("`process.user.additionalGids`: this user namespace denies setting groups"))
 }
 
-/// The last privileged steps before the exec: capabilities, no_new_privs, and the filter of system calls, which needs
-/// one of both. What a filter forbids is forbidden from then on, to us too.
+/// The last privileged steps before the exec: labels, capabilities, no_new_privs, and the filter of system calls, which
+/// needs one of both. What a filter forbids is forbidden from then on, to us too.
 pub(crate) fn restrict(plan: &ProcessPlan, filter: Option<&Program>, socket: &Socket) -> Result<(), Stop> {
     signal::unblock_all(&[])?;
+    label::set_for_exec(plan)?;
     if plan.no_new_privileges {
         process::no_new_privileges()?;
         drop_privileges(plan)?;
@@ -224,6 +226,11 @@ fn executable(path: &Path) -> corebox_sys::Result<()> {
 pub(crate) fn execute(program: &Path, plan: &ProcessPlan) -> Failure {
     let mut env = plan.env.clone();
     env.extend(home(plan).map(|home| format!("HOME={home}")));
+    if plan.listen > 0 {
+        env.retain(|text| !text.starts_with("LISTEN_"));
+        env.push(format!("LISTEN_FDS={}", plan.listen));
+        env.push(format!("LISTEN_PID={}", process::id()));
+    }
     let error = process::exec(&program.to_string_lossy(), &plan.argv, &env);
     let code = if error.errno == Errno::ENOENT { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
     let failure = Failure::new(format!("cannot run `{}`", plan.argv[0]), &error)
@@ -234,4 +241,12 @@ pub(crate) fn execute(program: &Path, plan: &ProcessPlan) -> Failure {
         Errno::ENOEXEC => failure.hint("it is no program of this machine's architecture, or a script without `#!`."),
         _ => failure,
     }
+}
+
+/// How many sockets our service manager gave us from descriptor 3 on, for the container (sd_listen_fds(3)); zero if the
+/// variables are meant for another process.
+pub(crate) fn given_sockets() -> u32 {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let ours = number("LISTEN_PID") == u32::try_from(process::id()).ok();
+    number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
 }

@@ -57,6 +57,18 @@ pub(crate) struct IdMap {
 }
 
 impl PlannedMount {
+    /// Gives its files `linux.mountLabel`, where that can be said with the mount, and it says no other.
+    fn labelled(mut self, label: Option<&str>) -> Self {
+        const LABELLED: [&str; 2] = ["tmpfs", "devpts"];
+        let own = self.data.iter().any(|option| option.split('=').next().is_some_and(|key| key.ends_with("context")));
+        if let (Some(label), What::New { kind, .. }, false) = (label, &self.what, own)
+            && LABELLED.contains(&kind.as_str())
+        {
+            self.data.push(format!("context={label}"));
+        }
+        self
+    }
+
     pub(crate) fn is_bind(&self) -> bool {
         matches!(self.what, What::Bind { .. })
     }
@@ -70,7 +82,9 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Vec<PlannedMount>, Stop
     let container = spec.linux().as_ref();
     let maps = container.map(|l| (super::ids(l.uid_mappings().as_ref()), super::ids(l.gid_mappings().as_ref())));
     let mounts = spec.mounts().iter().flatten().enumerate();
-    mounts.map(|(index, mount)| one(index, mount, bundle, maps.as_ref())).collect()
+    let label = container.and_then(|linux| linux.mount_label().as_deref()).filter(|label| !label.is_empty());
+    let planned = mounts.map(|(index, mount)| Ok(one(index, mount, bundle, maps.as_ref())?.labelled(label)));
+    planned.collect()
 }
 
 fn one(

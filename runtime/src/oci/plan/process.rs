@@ -1,5 +1,6 @@
 //! The `process` of config.json, or of `exec --process`.
 
+use crate::oci::label;
 use crate::step::Stop;
 use corebox_spec::IdSet;
 use corebox_sys::identity;
@@ -33,6 +34,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) policy: Option<Policy>,
     /// CPUs before and after the process is moved into the container's cgroup (`exec` only).
     pub(crate) affinity: (Option<IdSet>, Option<IdSet>),
+    /// How many descriptors from 3 on are sockets that a service manager listens on for it (sd_listen_fds(3)).
+    pub(crate) listen: u32,
     pub(crate) terminal: bool,
     /// Rows and columns.
     pub(crate) console_size: Option<(u16, u16)>,
@@ -89,11 +92,12 @@ pub(crate) fn from(process: &Process) -> Result<ProcessPlan, Stop> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         rlimits: rlimits(process)?,
         oom_score: oom_score(process)?,
-        apparmor: label(process.apparmor_profile().as_ref(), "apparmorProfile", "/sys/kernel/security/apparmor")?,
-        selinux: label(process.selinux_label().as_ref(), "selinuxLabel", "/sys/fs/selinux/enforce")?,
+        apparmor: label::apparmor(process.apparmor_profile().as_ref())?,
+        selinux: label::selinux(process.selinux_label().as_ref(), "process.selinuxLabel")?,
         io_priority: io_priority(process)?,
         policy: process.scheduler().as_ref().map(policy).transpose()?,
         affinity: process.exec_cpu_affinity().as_ref().map(affinity).transpose()?.unwrap_or_default(),
+        listen: 0,
         terminal: process.terminal().unwrap_or(false),
         console_size: process.console_size().as_ref().map(|size| (short(size.height()), short(size.width()))),
     })
@@ -168,16 +172,6 @@ fn oom_score(process: &Process) -> Result<Option<i32>, Stop> {
             Err(Stop::new(format!("`process.oomScoreAdj` is {score}, not between -1000 and 1000")))
         }
         score => Ok(score),
-    }
-}
-
-/// A label of a security module, refused where the module is not there to give it.
-fn label(asked: Option<&String>, name: &str, evidence: &str) -> Result<Option<String>, Stop> {
-    match asked.filter(|label| !label.is_empty()) {
-        Some(label) if !std::path::Path::new(evidence).exists() => Err(Stop::new(format!(
-            "`process.{name}` is `{label}`, and this kernel does not have that security module ({evidence} is not there)"
-        ))),
-        label => Ok(label.cloned()),
     }
 }
 

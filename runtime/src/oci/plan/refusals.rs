@@ -22,11 +22,7 @@ pub(super) fn check(spec: &Spec) -> Result<(), Stop> {
     if linux.intel_rdt().is_some() {
         return Err(Stop::new("`linux.intelRdt` is not supported"));
     }
-    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())
-        && !std::path::Path::new("/sys/fs/selinux/enforce").exists()
-    {
-        return Err(Stop::new("`linux.mountLabel` is set, and this kernel has no SELinux"));
-    }
+    crate::oci::label::selinux(linux.mount_label().as_ref(), "linux.mountLabel")?;
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //! this machine has besides (crun, runc). A case is what the specification says; where both others agree with each other
 //! against corebox, the case or corebox is wrong.
 
+mod joined;
+
 use corebox_tests::{corebox, program, require_programs, require_root, wait_until};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -89,7 +91,8 @@ impl Runtime {
     }
 
     fn of(name: &'static str, program: PathBuf) -> Self {
-        let state = Path::new("/run").join(format!("{PREFIX}{}-{name}", std::process::id()));
+        // Its own, as it goes with the value and tests run side by side.
+        let state = Path::new("/run").join(new_id());
         corebox_sys::fs::create_dir_all(&state).expect("a directory");
         Self { name, program, state }
     }
@@ -423,7 +426,8 @@ fn more_processes() {
     let process =
         json!({"args": ["sh", "-c", "echo $X"], "cwd": "/", "env": ["PATH=/bin", "X=y"], "user": {"uid": 0, "gid": 0}});
     corebox_sys::fs::write(&file, process.to_string()).expect("a file");
-    assert_eq!(exec(&["--process", file.to_str().expect("ours"), id]).1, "y\n");
+    let process = exec(&["--process", file.to_str().expect("ours"), id]);
+    assert_eq!(process, (Some(0), "y\n".to_owned(), String::new()));
     assert!(runtime.output(&["ps", "--format", "json", id]).status.success());
     assert!(container.does("pause", &[]));
     assert_eq!(container.status(), "paused");
@@ -449,8 +453,15 @@ fn refuses_by_name() {
     refused(Bundle::new().add("/linux/namespaces", json!({"type": "pid"})), "`pid` twice");
     refused(Bundle::new().add("/linux/namespaces", json!({"type": "user"})), "uidMappings");
     refused(Bundle::new().add("/mounts", json!({"destination": "/x", "type": "nosuchfs", "source": "x"})), "nosuchfs");
-    refused(Bundle::new().set("/process/apparmorProfile", json!("nosuch")), "apparmor");
     refused(Bundle::new().set("/ociVersion", json!("2.0.0")), "ociVersion");
+    // By name, either as a module that is not there or as a profile or label that the module does not know.
+    refused(Bundle::new().set("/process/apparmorProfile", json!("nosuch")), "`process.apparmorProfile`");
+    refused(Bundle::new().set("/process/selinuxLabel", json!("nosuch")), "`process.selinuxLabel`");
+    for verb in ["checkpoint", "restore"] {
+        let output = Runtime::corebox().output(&[verb, "--image-path", "/nowhere", "name"]);
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(125) && said.contains(&format!("`{verb}` is not supported")), "{said}");
+    }
     for hostile in ["", "{", "[]", "null", "{\"process\":{\"args\":3}}", "\u{0}"] {
         let bundle = Bundle::new();
         corebox_sys::fs::write(bundle.directory.join("config.json"), hostile).expect("a file");
