@@ -82,10 +82,14 @@ impl Show {
                 self.line(&format!("{what}: {cause}; trying again in {:.1} s", delay.as_secs_f64()));
             }
             PullEvent::Waiting { host, user, done, of } => {
-                self.measured(of);
-                bar.set_position(done);
                 let words = format!("waiting for {user} on {host}, who is fetching it");
                 bar.set_message(words.clone());
+                // who fetches has not said yet how much it is: there is nothing to show
+                if of == 0 {
+                    return;
+                }
+                self.measured(of);
+                bar.set_position(done);
                 if bar.is_hidden() && self.said.get().is_none_or(|said| said.elapsed() > QUIET) {
                     self.said.set(Some(Instant::now()));
                     eprintln!("{words}: {} of {}", format_size(done), format_size(of));

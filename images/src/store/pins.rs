@@ -69,7 +69,9 @@ pub(super) fn of(root: &Path, hex: &str) -> Result<Vec<String>> {
             std::fs::remove_file(&path).ok();
         } else if of == hex {
             let who = fs::read_to_string(&path).unwrap_or_default();
-            users.push(format!("{} on {}", who.trim(), owner.host));
+            // it is there a moment before it says whose it is
+            let who = if who.trim().is_empty() { "a job that starts" } else { who.trim() };
+            users.push(format!("{who} on {}", owner.host));
         }
     }
     Ok(users)

@@ -80,7 +80,9 @@ fn what_runs_is_not_removed() {
     let mut input = running.stdin.take().unwrap();
     input.write_all(b"here\n").unwrap();
     let pins = scratch.store().join("pins");
-    wait_until(Duration::from_secs(20), || (files_in(&pins).len() == 1).then_some(())).expect("no pin");
+    let said = |pin: &String| std::fs::metadata(pins.join(pin)).is_ok_and(|pin| pin.len() > 0);
+    let pin = || files_in(&pins).first().is_some_and(said);
+    wait_until(Duration::from_secs(20), || pin().then_some(())).expect("no pin");
     let said = scratch.fails(&["rm", "box"]);
     assert!(said.contains("in use by container `box`") && said.contains("--force"), "{said}");
     // its name goes to another image: still it stays
