@@ -11,8 +11,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// An ordinary user with ranges of subordinate ids: there while the test that needs it runs.
-const USER: &str = "corebox-podman";
+/// An ordinary user with ranges of subordinate ids: there while the test that needs it runs, and of this program alone, as
+/// another run of it may be at the same place.
+fn user() -> String {
+    user_of(std::process::id())
+}
+
+fn user_of(pid: impl std::fmt::Display) -> String {
+    format!("corebox-podman-{pid}")
+}
 
 /// A storage of its own, removed with the value, with the user if one was made. One at a time: podman's locks are the
 /// machine's.
@@ -28,7 +35,7 @@ impl Drop for Podman {
         if self.rootless {
             // Ends the process that keeps the user's namespaces.
             self.output(&["system", "migrate"]);
-            let _ = Command::new("userdel").args(["--force", USER]).output();
+            let _ = Command::new("userdel").args(["--force", &user()]).output();
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
@@ -64,7 +71,7 @@ impl Podman {
         let path = |name: &str| self.directory.join(name);
         let mut command = if self.rootless {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", USER, "--regid", USER, "--init-groups", "podman"]);
+            command.args(["--reuid", &user(), "--regid", &user(), "--init-groups", "podman"]);
             command
         } else {
             Command::new("podman")
@@ -124,13 +131,14 @@ fn text(bytes: &[u8]) -> String {
 
 const PREFIX: &str = "corebox-podman-test-";
 
-/// Below /var/tmp, as podman wants real files; those of test programs that are gone are removed.
+/// Below /var/tmp, as podman wants real files; those of test programs that are gone are removed, with their users.
 fn make_directory(rootless: bool) -> PathBuf {
     let parent = Path::new("/var/tmp");
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        if let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("userdel").args(["--force", &user_of(pid)]).output();
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -145,7 +153,7 @@ fn make_directory(rootless: bool) -> PathBuf {
     corebox_sys::fs::write(directory.join("containers.conf"), conf).expect("a file");
     if rootless {
         make_user();
-        let done = Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(&directory).status();
+        let done = Command::new("chown").arg("-R").arg(format!("{0}:{0}", user())).arg(&directory).status();
         assert!(done.expect("chown is there").success());
     }
     directory
@@ -170,11 +178,8 @@ fn fill(directory: &Path) {
 }
 
 fn make_user() {
-    let known = Command::new("getent").args(["passwd", USER]).output().expect("getent is there").status.success();
-    if !known {
-        let made = Command::new("useradd").args(["--no-create-home", USER]).status();
-        assert!(made.expect("useradd is there").success());
-    }
+    let made = Command::new("useradd").args(["--no-create-home", &user()]).output().expect("useradd is there");
+    assert!(made.status.success(), "{}", text(&made.stderr));
 }
 
 #[test]
@@ -418,7 +423,7 @@ fn works_for_an_ordinary_user() {
     assert_eq!(podman.run(&[], "id -u; echo $(wc -l </proc/self/uid_map)"), "0\n2\n");
     assert_eq!(podman.run(&["--user", "1000"], "id -u"), "1000\n");
     let own = podman.run(&["--userns", "keep-id"], "id -un; test -c /dev/null && touch /tmp/x && echo writes");
-    assert_eq!(own, format!("{USER}\nwrites\n"));
+    assert_eq!(own, format!("{}\nwrites\n", user()));
     let container = podman.sleeper("user", &[]);
     assert_eq!(podman.must(&["exec", "user", "id", "-u"]), "0\n");
     podman.must(&["stop", "-t", "0", "user"]);
