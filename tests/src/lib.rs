@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod fixture;
 mod job;
 mod requirements;
 pub mod simnode;
@@ -12,6 +13,7 @@ mod snapshot;
 pub mod vm;
 
 pub use cluster::{Builder, Cluster, Node};
+pub use fixture::fixture_directory;
 pub use job::{Ended, Running, Site, require_images};
 pub use requirements::{corebox, program, require_programs, require_root, simnode_program, vm_program, wait_until};
 pub use snapshot::Snapshot;

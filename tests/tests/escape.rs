@@ -8,8 +8,6 @@ use std::sync::OnceLock;
 
 /// An id that no account has.
 const USER: &str = "47115";
-const FIXTURE_NAME: &str = "corebox-escape-test-";
-
 struct Fixture {
     directory: PathBuf,
     corebox: PathBuf,
@@ -21,21 +19,8 @@ fn fixture() -> &'static Result<Fixture> {
     FIXTURE.get_or_init(build)
 }
 
-/// Removes fixtures whose test process is gone: nothing tells which test is the last one.
-fn remove_old() {
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_prefix(FIXTURE_NAME) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 fn build() -> Result<Fixture> {
-    remove_old();
-    let directory = std::env::temp_dir().join(format!("{FIXTURE_NAME}{}", std::process::id()));
-    corebox_sys::fs::create_dir_all(&directory).expect("a directory");
+    let directory = corebox_tests::fixture_directory("escape");
     let root = busybox_root(&directory, "root");
     // What the kernel starts as the interpreter of a dynamically linked program: the image's, whoever's program it is.
     let loader = root.join("lib64/ld-linux-x86-64.so.2");

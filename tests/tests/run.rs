@@ -27,22 +27,8 @@ fn fixture() -> &'static Result<Fixture> {
     FIXTURE.get_or_init(build)
 }
 
-const FIXTURE_NAME: &str = "corebox-run-test-";
-
-/// Removes fixtures whose test process is gone.
-fn remove_old() {
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_prefix(FIXTURE_NAME) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 fn build() -> Result<Fixture> {
-    remove_old();
-    let directory = std::env::temp_dir().join(format!("{FIXTURE_NAME}{}", std::process::id()));
+    let directory = corebox_tests::fixture_directory("run");
     let root = directory.join("root");
     for name in ["bin", "etc", "data", "tmp", "proc", "sys", "dev"] {
         corebox_sys::fs::create_dir_all(root.join(name)).expect("a directory");
