@@ -21,11 +21,43 @@ const COMMAND_LINE: &str =
 /// Lines of the console that are shown when the machine died.
 const CONSOLE_LINES: usize = 100;
 
-/// Runs the program in a new machine; the result is its exit code, 128+N after signal N.
+/// How often a program is started anew because the emulator slipped.
+const SLIPS: usize = 2;
+/// What the kernel says when it meets a breakpoint of its own making that is not there any more. Linux replaces instructions by
+/// way of int3 while other processors run (arch/x86/kernel/alternative.c, text_poke_bp_batch); an emulated processor may
+/// still have the int3 translated when the kernel has finished. No processor does that, and no program can cause it.
+const SLIPPED: &str = "Oops: int3:";
+
+/// Runs the program in a new machine; the result is its exit code, 128+N after signal N. When the emulator slipped the
+/// program starts again, in another machine, and standard error says so.
 ///
 /// # Errors
 /// The machine cannot be started, died, or took too long: code 125, with the end of its console.
 pub(crate) fn run(guest: &Guest, program: &str, args: &[String]) -> Result<u8> {
+    for _ in 0..SLIPS {
+        match once(guest, program, args)? {
+            Verdict::Code(code) => return Ok(code),
+            Verdict::Died { slipped: true, .. } => {
+                eprintln!("corebox-vm: the emulator ran an instruction that was replaced; once more, in a new machine");
+            }
+            Verdict::Died { failure, .. } => return Err(failure),
+        }
+    }
+    match once(guest, program, args)? {
+        Verdict::Code(code) => Ok(code),
+        Verdict::Died { failure, .. } => Err(failure),
+    }
+}
+
+/// How one machine ended.
+enum Verdict {
+    /// The program ended, with this code.
+    Code(u8),
+    /// The machine did, and whether the emulator is to blame.
+    Died { failure: Failure, slipped: bool },
+}
+
+fn once(guest: &Guest, program: &str, args: &[String]) -> Result<Verdict> {
     let failed = |what: &'static str| move |e: std::io::Error| Failure::new(what, e);
     sweep();
     let place = Place::new()?;
@@ -46,7 +78,7 @@ pub(crate) fn run(guest: &Guest, program: &str, args: &[String]) -> Result<u8> {
     for relay in relays {
         let _ = relay.join();
     }
-    verdict(&place.0, ended?)
+    verdict(&place.0, ended?, guest)
 }
 
 /// How QEMU ended; `None`: we killed it at the limit.
@@ -129,9 +161,10 @@ fn wait(qemu: &mut Child) -> Result<Ended> {
 }
 
 /// QEMU's own exit status says nothing about the program; the guest's file does, and it is there or it is not.
-fn verdict(place: &Path, ended: Ended) -> Result<u8> {
+fn verdict(place: &Path, ended: Ended, guest: &Guest) -> Result<Verdict> {
     if let Ok(text) = fs::read_to_string(place.join("status")) {
-        return text.trim().parse().map_err(|e| Failure::new("cannot read the guest's status", e));
+        let code = text.trim().parse().map_err(|e| Failure::new("cannot read the guest's status", e))?;
+        return Ok(Verdict::Code(code));
     }
     let text = |name: &str| String::from_utf8_lossy(&fs::read(place.join(name)).unwrap_or_default()).into_owned();
     let cause = match ended {
@@ -141,7 +174,9 @@ fn verdict(place: &Path, ended: Ended) -> Result<u8> {
     let console = text("console");
     let lines: Vec<&str> = console.lines().collect();
     eprintln!("{}", lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n"));
-    Err(Failure::new("the virtual machine died before the program ended", cause).hint("its last words are above"))
+    let failure =
+        Failure::new("the virtual machine died before the program ended", cause).hint("its last words are above");
+    Ok(Verdict::Died { failure, slipped: !guest.kvm && console.contains(SLIPPED) })
 }
 
 /// The machine's own directory on the host; removed with it.
