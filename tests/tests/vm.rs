@@ -1,7 +1,7 @@
 //! The runner of virtual machines itself, from outside: what comes back, and what a dead machine looks like.
 
-use corebox_tests::{skip, vm_program, wait_until};
-use std::io::{BufRead, BufReader};
+use corebox_tests::{corebox, skip, vm_program, wait_until};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -49,11 +49,21 @@ fn output_and_exit_status_come_back_exactly() {
 #[test]
 fn a_dead_machine_is_no_success() {
     let Some(mut runner) = ready("a_dead_machine_is_no_success") else { return };
-    let output = runner.args(["sh", "-c", "echo before; echo c >/proc/sysrq-trigger; sleep 1000"]).output();
-    let output = output.expect("the runner runs");
+    // The machine crashes when a file appears in the build directory, which it sees: what a program has just written is
+    // lost in a crash, so its words must have arrived first.
+    let corebox = corebox().expect("there, as the machine is");
+    let sign = corebox.with_file_name(format!("corebox-vm-test-{}", std::process::id()));
+    let script = "echo before; until [ -e $0 ]; do sleep 0.1; done; echo c >/proc/sysrq-trigger; sleep 1000";
+    runner.args(["sh", "-c", script]).arg(&sign).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = runner.spawn().expect("the runner runs");
+    let mut before = [0; 7];
+    running.stdout.as_mut().expect("piped").read_exact(&mut before).expect("the program's words");
+    corebox_sys::fs::write(&sign, "").expect("a writable build directory");
+    let output = running.wait_with_output().expect("the runner ends");
+    std::fs::remove_file(&sign).expect("it was made above");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(125), "{error}");
-    assert_eq!(output.stdout, b"before\n");
+    assert_eq!((&before, &output.stdout[..]), (b"before\n", &b""[..]));
     assert!(error.contains("died") && error.contains("sysrq triggered crash"), "{error}");
 }
 
